@@ -1,0 +1,1 @@
+"""Clustered embeddings for any PyTorch module. Needs torch and numpy, nothing else."""

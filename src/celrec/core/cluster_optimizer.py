@@ -1,0 +1,460 @@
+"""ClusterOptimizer: one round of cluster optimization over every clustered table of a model.
+
+A round takes the tables one after the other. For each: statistics, splits, reassignment, and rows
+without members are reclaimed. Rules decide on plans (split.py, reassign.py); this file runs the
+passes they need and commits their plans, with the optimizer's state, and returns events.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from celrec.core.codes import cluster_sizes, unpack
+from celrec.core.embedding import ClusteredTable
+from celrec.core.events import (
+    Event,
+    MoveEvent,
+    MoveReason,
+    ReclaimEvent,
+    SkipEvent,
+    SplitEvent,
+)
+from celrec.core.optimizer_rows import copy_optimizer_rows
+from celrec.core.reassign import ReassignPlan, ReassignRule, decide, proposal_losses
+from celrec.core.recording import (
+    PerSampleLoss,
+    SampleLoss,
+    SampleOf,
+    SelectSamples,
+    check_samples_are_separate,
+    select_samples,
+)
+from celrec.core.split import ClusterSplit, GainSplit, SplitPlan, SplitRule, num_splits_now
+from celrec.core.statistics import EntityStatistics, bytes_per_entity, collect_statistics
+from celrec.errors import ArgumentError, SampleError, check_count
+
+_Known = tuple[EntityStatistics, Tensor]
+"""Statistics of E entities and the vectors, (E, D), at which they were taken."""
+
+_NO_ENTITIES = torch.empty(0, dtype=torch.long)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSchedule:
+    """When clusters split and entities move.
+
+    growth_rounds : >= 1, rounds over which K grows geometrically to K_max
+    every : >= 1, a round after every so many epochs
+    settle_epochs : >= 0, epochs at the end of training without a round
+    """
+
+    growth_rounds: int = 15
+    every: int = 1
+    settle_epochs: int = 2
+
+    def __post_init__(self) -> None:
+        check_count("growth_rounds", self.growth_rounds, at_least=1)
+        check_count("every", self.every, at_least=1)
+        check_count("settle_epochs", self.settle_epochs)
+
+    def is_due(self, epoch: int, num_epochs: int) -> bool:
+        """Whether a round follows an epoch.
+
+        epoch : in [0, num_epochs)
+
+        >>> [ClusterSchedule(every=2).is_due(epoch, 6) for epoch in range(6)]
+        [False, True, False, True, False, False]
+        """
+        return (epoch + 1) % self.every == 0 and epoch < num_epochs - self.settle_epochs
+
+
+class ClusterOptimizer:
+    """Splits clusters and moves entities while a model trains.
+
+    model : any module; its ClusteredEmbedding and ClusteredEmbeddingBag layers are its tables
+    optimizer : the one that trains the rows, whose state follows splits; None if there is none
+    per_sample_loss : batch -> (B,) losses in nats (negative log-likelihood). For squared error
+        that is (z - y)^2 / (2 s^2), s^2 the current mean squared error on the training data
+    schedule : see ClusterSchedule
+    split_rule, reassign_rule : the decisions
+    select : takes some samples of a batch; needed only for batches that are not tensors, or
+        tuples, lists, mappings or dataclasses of tensors whose first axis is the sample
+    sample_of : for tables whose look-ups do not have the sample as their first axis: by table
+        name, a function from the ids of a look-up, (*), to the sample of each, (*)
+    max_statistics_bytes : tables whose statistics would take more are processed in blocks
+    seed : decides which entities move together where single moves interact
+
+    Source: Chen et al. 2023, Algorithm 1; rules as split.py and reassign.py say.
+
+    >>> from celrec.core.embedding import ClusteredEmbedding
+    >>> _ = torch.manual_seed(0)
+    >>> table = ClusteredEmbedding(6, 2, max_clusters=2)
+    >>> entity = torch.arange(6).repeat(20)
+    >>> target = torch.where(entity < 3, 1.0, -1.0)
+    >>> def per_sample_loss(batch):
+    ...     ids, wanted = batch
+    ...     return (table(ids).sum(1) - wanted).square()
+    >>> clusters = ClusterOptimizer(table, None, per_sample_loss)
+    >>> events = clusters.round([(entity, target)])
+    >>> table.cluster_sizes().tolist()
+    [3, 3]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        per_sample_loss: PerSampleLoss,
+        schedule: ClusterSchedule | None = None,
+        *,
+        split_rule: SplitRule | None = None,
+        reassign_rule: ReassignRule | None = None,
+        select: SelectSamples = select_samples,
+        sample_of: Mapping[str, SampleOf] | None = None,
+        max_statistics_bytes: int = 1 << 30,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.per_sample_loss = per_sample_loss
+        self.schedule = schedule or ClusterSchedule()
+        self.split_rule: SplitRule = split_rule or GainSplit()
+        self.reassign_rule = reassign_rule or ReassignRule()
+        self.select = select
+        self.sample_of = dict(sample_of or {})
+        self.max_statistics_bytes = check_count(
+            "max_statistics_bytes", max_statistics_bytes, at_least=1
+        )
+        self.num_rounds = 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self._warned: set[str] = set()
+        self.tables: dict[str, ClusteredTable] = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, ClusteredTable)
+        }
+        if not self.tables:
+            raise ArgumentError(
+                f"{type(model).__name__} has no ClusteredEmbedding or ClusteredEmbeddingBag; give "
+                "it one in place of an nn.Embedding"
+            )
+        unknown = set(self.sample_of) - set(self.tables)
+        if unknown:
+            raise ArgumentError(
+                f"sample_of names {sorted(unknown)}; the tables are {sorted(self.tables)}"
+            )
+
+    def round(self, batches: Iterable[Any]) -> list[Event]:
+        """Run one round of statistics, splits and reassignment over all tables.
+
+        batches : can be iterated several times and gives the same samples each time, in any order
+            (a list, a DataLoader); the model is in evaluation mode meanwhile
+        returns : what changed
+        raises : LossError, SampleError; tables already done keep their changes
+        """
+        if iter(batches) is batches:
+            raise SampleError(
+                f"batches is a {type(batches).__name__}, which can be read only once; a round "
+                "passes over the samples several times: give a list or a DataLoader"
+            )
+        events: list[Event] = []
+        with _evaluation_mode(self.model):
+            check_samples_are_separate(self.per_sample_loss, batches, self.select)
+            loss = SampleLoss(self.per_sample_loss, batches, self.select)
+            for name in self.tables:
+                loss.look_at(name, self.sample_of.get(name))
+                events += _TableRound(self, name, loss).run()
+        self.num_rounds += 1
+        return events
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the model and the optimizer."""
+        return {"num_rounds": self.num_rounds, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of another run's ClusterOptimizer."""
+        self.num_rounds = int(state["num_rounds"])
+        self.generator.set_state(state["generator"])
+
+    def carry_optimizer_state(self, table_name: str, pairs: list[tuple[int, int]]) -> None:
+        """Copy the optimizer's state from each split cluster's row to its new row."""
+        if self.optimizer is None:
+            return
+        others = copy_optimizer_rows(self.optimizer, self.tables[table_name].weight, pairs)
+        if others:
+            self.warn_once(
+                f"{type(self.optimizer).__name__} keeps {', '.join(others)} for table "
+                f"{table_name!r} in a shape that is not one line per row; a split leaves it as it "
+                "is. Optimizers with state per element (Adam, Adagrad, SGD, ...) follow exactly"
+            )
+
+    def warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=5)
+
+    def num_splits(self, table: ClusteredTable) -> int:
+        """How many splits the schedule wants of a table in this round."""
+        num_clusters = table.num_clusters
+        if num_clusters >= table.max_clusters:
+            return 0
+        rounds_left = max(1, self.schedule.growth_rounds - self.num_rounds)
+        return num_splits_now(num_clusters, table.max_clusters, rounds_left)
+
+
+class _TableRound:
+    """One table's part of a round."""
+
+    def __init__(self, owner: ClusterOptimizer, name: str, loss: SampleLoss) -> None:
+        self.owner = owner
+        self.name = name
+        self.loss = loss
+        self.table = owner.tables[name]
+        self.rule = owner.reassign_rule
+        self.entities_at_a_time = max(
+            1, owner.max_statistics_bytes // bytes_per_entity(self.table.embedding_dim)
+        )
+        self.events: list[Event] = []
+
+    def run(self) -> list[Event]:
+        table = self.table
+        table.renormalize(table.live_clusters())
+        fits = table.num_embeddings <= self.entities_at_a_time
+        found = collect_statistics(table, self.loss, None if fits else _NO_ENTITIES)
+        if not bool(found.count.any()):
+            self._skip()
+            return self.events
+        seen = found.count.nonzero().flatten()
+        # Where the statistics were taken: splits below change rows, not what was measured.
+        known = (found.statistics, self._vectors(seen)) if fits else None
+
+        num_splits = self.owner.num_splits(table)
+        if num_splits:
+            self._split(num_splits, seen, found.statistics if fits else None)
+        if table.num_clusters > 1:
+            if found.is_interacting:
+                self._reassign_in_halves(seen, known)
+            else:
+                self._reassign(seen, known)
+            self._settle_unseen(found.count == 0)
+        for cluster, heir in table.reclaim_empty():
+            self.events.append(ReclaimEvent(self.name, self.owner.num_rounds, cluster, heir))
+        return self.events
+
+    # --- splits ------------------------------------------------------------------------------
+
+    def _split(self, num_splits: int, seen: Tensor, known: EntityStatistics | None) -> None:
+        rows = self.table.weight.detach()
+        splits: list[ClusterSplit] = []
+        blocks = [known] if known is not None else self._statistics_of_whole_clusters(seen)
+        for statistics in blocks:
+            clusters = self._clusters(statistics.entities)
+            splits += self.owner.split_rule.plan(statistics, clusters, rows).splits
+        plan = SplitPlan(tuple(splits)).largest(num_splits)
+        if not plan.splits:
+            return
+        pairs = self.table.commit_split(plan)
+        self.table.renormalize(self.table.live_clusters())
+        self.owner.carry_optimizer_state(self.name, pairs)
+        self.loss.rows_have_changed()
+        for split, (cluster, new_cluster) in zip(plan.splits, pairs, strict=True):
+            self.events.append(
+                SplitEvent(
+                    self.name,
+                    self.owner.num_rounds,
+                    cluster,
+                    new_cluster,
+                    split.gain,
+                    split.moved,
+                    split.num_staying,
+                )
+            )
+
+    def _statistics_of_whole_clusters(self, seen: Tensor) -> Iterator[EntityStatistics]:
+        """Statistics in blocks that hold all members of their clusters.
+
+        Of a cluster larger than a block a random part is taken: its other members stay, and the
+        reassignment that follows offers them the new cluster.
+        """
+        clusters = self._clusters(seen)
+        order = clusters.argsort(stable=True)
+        _, sizes = clusters.unique(return_counts=True)
+        block: list[Tensor] = []
+        room = self.entities_at_a_time
+        for members in seen[order].split(sizes.tolist()):
+            if members.numel() > self.entities_at_a_time:
+                chosen = torch.randperm(members.numel(), generator=self.owner.generator)
+                members = members[chosen[: self.entities_at_a_time].to(members.device)]
+            if members.numel() > room:
+                yield self._statistics(torch.cat(block))
+                block, room = [], self.entities_at_a_time
+            block.append(members)
+            room -= members.numel()
+        if block:
+            yield self._statistics(torch.cat(block))
+
+    # --- reassignment ------------------------------------------------------------------------
+
+    def _reassign(self, seen: Tensor, known: _Known | None) -> None:
+        """Move every entity to the best of its proposals, by true losses."""
+        live = self.table.live_clusters()
+        penalties = self._penalties(live, seen)
+        plans = []
+        for statistics, vectors in self._known_blocks(seen, known):
+            entities = statistics.entities
+            present = self._clusters(entities)
+            proposals = self._propose(self.rule, statistics, vectors, present, live, penalties)
+            losses = proposal_losses(self.table, self.loss, entities, proposals)
+            priors = penalties[torch.cat([present.unsqueeze(1), proposals.clamp_min(0)], 1)]
+            plans.append(decide(entities, present, proposals, losses, priors))
+        plan = ReassignPlan.joined(plans)
+        self.table.commit_moves(plan)
+        self.loss.total_has_changed(plan.loss_change)
+        self._report_moves(plan)
+
+    def _reassign_in_halves(self, seen: Tensor, known: _Known | None) -> None:
+        """Move entities where single moves interact: some sample looks several of them up.
+
+        All moves that the second-order estimate favours are tried in two random halves; a half
+        that raises the true objective is rolled back.
+        """
+        live = self.table.live_clusters()
+        penalties = self._penalties(live, seen)
+        rule = replace(self.rule, num_proposals=1, margin=0.0)
+        entities, targets = [], []
+        for statistics, vectors in self._known_blocks(seen, known):
+            present = self._clusters(statistics.entities)
+            proposals = self._propose(rule, statistics, vectors, present, live, penalties)
+            moves = (proposals[:, 0] >= 0).nonzero().flatten()
+            entities.append(statistics.entities[moves])
+            targets.append(proposals[moves, 0])
+        entity, target = torch.cat(entities), torch.cat(targets)
+        order = torch.randperm(entity.numel(), generator=self.owner.generator).to(entity.device)
+        before = objective = self._objective(seen, penalties)
+        kept = []
+        for half in order.tensor_split(2):
+            plan = ReassignPlan(entity[half], self._clusters(entity[half]), target[half])
+            if not half.numel():
+                continue
+            self.table.commit_moves(plan)
+            self.loss.rows_have_changed()
+            tried = self._objective(seen, penalties)
+            if tried <= objective:
+                objective = tried
+                kept.append(plan)
+            else:
+                self.table.commit_moves(plan.reversed())
+                self.loss.rows_have_changed()
+        if kept:
+            plan = ReassignPlan.joined(kept)
+            self._report_moves(replace(plan, objective_before=before, objective_after=objective))
+
+    def _propose(
+        self,
+        rule: ReassignRule,
+        statistics: EntityStatistics,
+        vectors: Tensor,
+        present: Tensor,
+        live: Tensor,
+        penalties: Tensor,
+    ) -> Tensor:
+        """Proposals as cluster ids, (E, C); -1 for none."""
+        position_of = torch.empty(self.table.max_clusters, dtype=torch.long, device=live.device)
+        position_of[live] = torch.arange(live.numel(), device=live.device)
+        rows = self.table.weight.detach()[live]
+        positions = rule.propose(statistics, vectors, position_of[present], rows, penalties[live])
+        return live[positions.clamp_min(0)].masked_fill(positions < 0, -1)
+
+    def _penalties(self, live: Tensor, seen: Tensor) -> Tensor:
+        """-log prior of every row, (K_max,), in nats; inf for rows that sleep."""
+        sizes = cluster_sizes(self._clusters(seen), self.table.max_clusters)
+        penalties = torch.full(
+            (self.table.max_clusters,), torch.inf, dtype=torch.float64, device=live.device
+        )
+        penalties[live] = self.rule.penalties(sizes[live])
+        return penalties
+
+    def _objective(self, seen: Tensor, penalties: Tensor) -> float:
+        """The sum of loss - log prior, by one pass over the samples."""
+        with torch.no_grad(), self.loss.new_pass() as samples:
+            for batch in samples:
+                samples.losses(batch)
+        return float(samples.total) + float(penalties[self._clusters(seen)].sum())
+
+    def _settle_unseen(self, is_unseen: Tensor) -> None:
+        """Put entities without data into the largest live cluster."""
+        table = self.table
+        if table.padding_idx is not None:
+            is_unseen = is_unseen.clone()
+            is_unseen[table.padding_idx] = False
+        clusters = table.cluster_ids()
+        sizes = cluster_sizes(clusters[~is_unseen].clamp_min(0), table.max_clusters)
+        if table.padding_idx is not None:
+            sizes[0] -= 1
+        largest = sizes.argmax()
+        entities = (is_unseen & (clusters != largest)).nonzero().flatten()
+        if entities.numel():
+            plan = ReassignPlan(
+                entities, clusters[entities], largest.expand(entities.numel()).clone()
+            )
+            table.commit_moves(plan)
+            self._report_moves(plan, reason="no data")
+
+    # --- shared ------------------------------------------------------------------------------
+
+    def _clusters(self, entities: Tensor) -> Tensor:
+        return unpack(self.table.cluster_of[entities])
+
+    def _vectors(self, entities: Tensor) -> Tensor:
+        return self.table.weight.detach()[self._clusters(entities)]
+
+    def _statistics(self, entities: Tensor) -> EntityStatistics:
+        return collect_statistics(self.table, self.loss, entities.sort().values).statistics
+
+    def _known_blocks(self, seen: Tensor, known: _Known | None) -> Iterator[_Known]:
+        """Statistics of all entities with data, and the vectors at which they were taken."""
+        if known is not None:
+            yield known
+            return
+        for entities in seen.split(self.entities_at_a_time):
+            yield self._statistics(entities), self._vectors(entities)
+
+    def _report_moves(self, plan: ReassignPlan, reason: MoveReason = "data") -> None:
+        self.events.append(
+            MoveEvent(
+                self.name,
+                self.owner.num_rounds,
+                reason,
+                plan.entities,
+                plan.from_cluster,
+                plan.to_cluster,
+                plan.objective_before,
+                plan.objective_after,
+            )
+        )
+
+    def _skip(self) -> None:
+        reason = (
+            f"table {self.name!r} is never looked up by per_sample_loss; its clusters stay as they "
+            "are. Give the loss batches that use it, or leave it out of the model"
+        )
+        self.events.append(SkipEvent(self.name, self.owner.num_rounds, reason))
+        self.owner.warn_once(reason)
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in was_training.items():
+            module.training = training

@@ -1,0 +1,532 @@
+"""ClusteredEmbedding and ClusteredEmbeddingBag: embedding tables whose entities share rows.
+
+Both follow their namesakes in `torch.nn`, with one argument more: `max_clusters`. A table of N
+entities and width D holds `weight` (K_max, D) and one small code per entity. It starts as a
+single cluster; `ClusterOptimizer` splits clusters and moves entities while the model trains.
+
+The parameter never changes its identity: K_max rows are allocated once, and a split wakes a
+sleeping row. Optimizers, `torch.compile` and checkpoints stay valid.
+
+The split tree is kept in two small arrays. `born_at[k]` numbers the splits (-1: the row sleeps) and
+`parent_of[k]` is the cluster that k was split from (-1: the root), so that cutting the tree at any
+number gives the coarser clustering of that moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from celrec.core.codes import cluster_sizes, code_dtype, pack, unpack
+from celrec.core.memory import TableMemory
+from celrec.core.vector_clusters import cluster_vectors
+from celrec.errors import ArgumentError, DtypeError, EntityIdError, check_count
+
+if TYPE_CHECKING:
+    from celrec.core.reassign import ReassignPlan
+    from celrec.core.split import SplitPlan
+
+
+class LookUpProbe(Protocol):
+    """Stands in for the rows of a table while a round looks at the model (see statistics.py)."""
+
+    def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
+        """Answer a look-up.
+
+        ids : int (*)       what the model looks up
+        bag_of : int (L,)   the bag of each of the L ids, where a bag with offsets asks
+        returns : (*, D)
+        """
+        ...
+
+
+class ClusteredTable(nn.Module):
+    """What both kinds of embedding share: rows, codes, the split tree and their commits."""
+
+    weight: nn.Parameter
+    cluster_of: Tensor
+    born_at: Tensor
+    parent_of: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_clusters: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings = check_count("num_embeddings", num_embeddings, at_least=2)
+        self.embedding_dim = check_count("embedding_dim", embedding_dim, at_least=1)
+        self.padding_idx = _normal_padding_idx(padding_idx, self.num_embeddings)
+        self.max_clusters = _check_max_clusters(max_clusters, self.num_clustered_entities)
+        self.max_norm = max_norm
+        self.norm_type = norm_type
+        self.scale_grad_by_freq = scale_grad_by_freq
+        self.sparse = sparse
+        self.weight = nn.Parameter(
+            torch.empty(self.max_clusters, self.embedding_dim, device=device, dtype=dtype)
+        )
+        codes = torch.zeros(num_embeddings, dtype=code_dtype(self.max_clusters), device=device)
+        self.register_buffer("cluster_of", codes)
+        self.register_buffer("born_at", torch.full((self.max_clusters,), -1, device=device))
+        self.register_buffer("parent_of", torch.full((self.max_clusters,), -1, device=device))
+        self.born_at[0] = 0
+        self.probe: LookUpProbe | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every row from N(0, 1), as `torch.nn.Embedding` does. Codes are left alone."""
+        nn.init.normal_(self.weight)
+
+    # --- what the table is -------------------------------------------------------------------
+
+    @property
+    def num_clusters(self) -> int:
+        """K, the number of live clusters."""
+        return int((self.born_at >= 0).sum())
+
+    @property
+    def num_clustered_entities(self) -> int:
+        """N, less one if there is a padding entity, which has no cluster."""
+        return self.num_embeddings - (self.padding_idx is not None)
+
+    def live_clusters(self) -> Tensor:
+        """The ids of the live clusters, int64 (K,), ascending."""
+        return (self.born_at >= 0).nonzero().flatten()
+
+    def cluster_ids(self) -> Tensor:
+        """The cluster of every entity, int64 (N,); -1 for the padding entity."""
+        ids = unpack(self.cluster_of)
+        if self.padding_idx is not None:
+            ids[self.padding_idx] = -1
+        return ids
+
+    def cluster_sizes(self) -> Tensor:
+        """The number of members of every row, int64 (K_max,); sleeping rows have none."""
+        sizes = cluster_sizes(unpack(self.cluster_of), self.max_clusters)
+        if self.padding_idx is not None:
+            sizes[unpack(self.cluster_of[self.padding_idx])] -= 1
+        return sizes
+
+    def to_dense(self) -> Tensor:
+        """The vector of every entity, (N, D), detached; zeros for the padding entity."""
+        dense = self.weight.detach().index_select(0, unpack(self.cluster_of))
+        if self.padding_idx is not None:
+            dense[self.padding_idx] = 0
+        return dense
+
+    def memory(self) -> TableMemory:
+        """The bytes that serving needs: live rows and codes. The name is left empty."""
+        size = self.weight.element_size()
+        clusters = self.num_clusters
+        return TableMemory(
+            name="",
+            kind="clustered",
+            num_entities=self.num_embeddings,
+            width=self.embedding_dim,
+            num_rows=clusters,
+            table_bytes=clusters * self.embedding_dim * size,
+            code_bytes=self.cluster_of.numel() * self.cluster_of.element_size(),
+            personal_bytes=0,
+            full_table_bytes=self.num_embeddings * self.embedding_dim * size,
+            sleeping_bytes=(self.max_clusters - clusters) * self.embedding_dim * size,
+        )
+
+    def extra_repr(self) -> str:
+        text = f"{self.num_embeddings}, {self.embedding_dim}, max_clusters={self.max_clusters}"
+        text += f", num_clusters={self.num_clusters}"
+        if self.padding_idx is not None:
+            text += f", padding_idx={self.padding_idx}"
+        if self.max_norm is not None:
+            text += f", max_norm={self.max_norm}"
+        if self.norm_type != 2.0:
+            text += f", norm_type={self.norm_type}"
+        if self.scale_grad_by_freq:
+            text += ", scale_grad_by_freq=True"
+        return text + (", sparse=True" if self.sparse else "")
+
+    # --- making one from what exists ---------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        rows: Tensor,
+        cluster_of: Tensor,
+        *,
+        freeze: bool = True,
+        max_clusters: int | None = None,
+        padding_idx: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """Make a table from given rows and the cluster of every entity.
+
+        rows : float (K, D)      row of every cluster; all of them are live
+        cluster_of : int (N,)    values in [0, K); the padding entity's value is ignored
+        freeze : whether the rows are excluded from training, as in `nn.Embedding`
+        max_clusters : K_max >= K; by default K: the table then has no room to split
+        raises : ArgumentError, DtypeError
+
+        >>> table = ClusteredEmbedding.from_pretrained(torch.eye(2), torch.tensor([0, 1, 1]))
+        >>> table(torch.tensor([2])).tolist()
+        [[0.0, 1.0]]
+        """
+        if rows.dim() != 2 or not rows.is_floating_point() or rows.shape[0] < 1:
+            raise ArgumentError(
+                f"rows has shape {tuple(rows.shape)} and type {rows.dtype}; wanted floats of "
+                "shape (clusters, width) with at least one cluster"
+            )
+        _check_id_dtype("cluster_of", cluster_of)
+        if cluster_of.dim() != 1:
+            raise ArgumentError(
+                f"cluster_of has shape {tuple(cluster_of.shape)}; wanted one cluster per entity, "
+                "(N,)"
+            )
+        num_clusters = rows.shape[0]
+        table = cls(
+            cluster_of.shape[0],
+            rows.shape[1],
+            max(2, num_clusters) if max_clusters is None else max_clusters,
+            padding_idx=padding_idx,
+            device=rows.device,
+            dtype=rows.dtype,
+            **options,
+        )
+        if num_clusters > table.max_clusters:
+            raise ArgumentError(
+                f"rows has {num_clusters} clusters, but max_clusters is {table.max_clusters}; "
+                "raise max_clusters or give fewer rows"
+            )
+        clusters = cluster_of.to(rows.device).long().clone()
+        if table.padding_idx is not None:
+            clusters[table.padding_idx] = 0
+        outside = ((clusters < 0) | (clusters >= num_clusters)).nonzero().flatten()
+        if outside.numel():
+            entity = int(outside[0])
+            raise ArgumentError(
+                f"entity {entity} is in cluster {int(clusters[entity])}, but there are only "
+                f"{num_clusters} rows; were rows and cluster_of saved at the same moment?"
+            )
+        with torch.no_grad():
+            table.weight[:num_clusters] = rows
+            table.cluster_of.copy_(pack(clusters, table.cluster_of.dtype))
+            table.born_at[:num_clusters] = torch.arange(num_clusters, device=rows.device)
+            table.parent_of[1:num_clusters] = 0
+        table.weight.requires_grad = not freeze
+        return table
+
+    @classmethod
+    def from_dense(
+        cls, weight: Tensor, max_clusters: int, *, freeze: bool = False, **options: Any
+    ) -> Self:
+        """Make a table that stands in for a dense one, sharing at most `max_clusters` rows.
+
+        Splits the entities top-down along the main direction in which their vectors differ, and
+        moves each to its nearest row (vector_clusters.py). With at most `max_clusters` distinct
+        vectors nothing is lost.
+
+        weight : float (N, D)    the dense table
+        max_clusters : K_max in [2, N]
+        freeze : whether the rows are excluded from training
+
+        >>> dense = torch.tensor([[0.0, 1.0], [5.0, 5.0], [0.0, 1.0]])
+        >>> torch.equal(ClusteredEmbedding.from_dense(dense, max_clusters=2).to_dense(), dense)
+        True
+        """
+        if weight.dim() != 2 or not weight.is_floating_point():
+            raise ArgumentError(
+                f"weight has shape {tuple(weight.shape)} and type {weight.dtype}; wanted floats "
+                "of shape (N, D), the weight of a dense embedding"
+            )
+        padding_idx = _normal_padding_idx(options.get("padding_idx"), weight.shape[0])
+        num_entities = weight.shape[0] - (padding_idx is not None)
+        max_clusters = _check_max_clusters(max_clusters, num_entities)
+        dense = weight.detach()
+        if padding_idx is None:
+            rows, clusters = cluster_vectors(dense, max_clusters)
+        else:
+            keep = torch.arange(weight.shape[0], device=dense.device) != padding_idx
+            rows, kept_clusters = cluster_vectors(dense[keep], max_clusters)
+            clusters = torch.zeros(weight.shape[0], dtype=torch.long, device=dense.device)
+            clusters[keep] = kept_clusters
+        return cls.from_pretrained(
+            rows, clusters, freeze=freeze, max_clusters=max_clusters, **options
+        )
+
+    # --- looking up --------------------------------------------------------------------------
+
+    def row_ids(self, ids: Tensor) -> Tensor:
+        """The row of each entity in `ids`, which is flat; checks type and range."""
+        _check_id_dtype("ids", ids)
+        if torch.compiler.is_compiling():
+            return unpack(self.cluster_of.index_select(0, ids))
+        try:
+            return unpack(self.cluster_of.index_select(0, ids))
+        except (IndexError, RuntimeError) as error:
+            self._check_range(ids)
+            raise error
+
+    def _check_range(self, ids: Tensor) -> None:
+        outside = ((ids < 0) | (ids >= self.num_embeddings)).nonzero().flatten()
+        if outside.numel():
+            raise EntityIdError(
+                f"id {int(ids[outside[0]])} at position {int(outside[0])} of the look-up is "
+                f"outside [0, {self.num_embeddings}), the entities of this table; was the table "
+                "made for another vocabulary?"
+            )
+
+    def renormalize(self, row_ids: Tensor) -> None:
+        """Shorten looked-up rows to `max_norm`, in place, as `nn.Embedding` does."""
+        if self.max_norm is not None:
+            with torch.no_grad():
+                torch.embedding_renorm_(self.weight, row_ids, self.max_norm, self.norm_type)
+
+    # --- changing clusters -------------------------------------------------------------------
+
+    @torch.no_grad()
+    def commit_split(self, plan: SplitPlan) -> list[tuple[int, int]]:
+        """Wake one row for every split of the plan; returns (cluster, new cluster) pairs.
+
+        The members that the plan names move to the new cluster; both rows get their start.
+        """
+        sleeping = (self.born_at < 0).nonzero().flatten()
+        assert len(plan.splits) <= sleeping.numel(), "a plan must fit the sleeping rows"
+        pairs = []
+        for split, new in zip(plan.splits, sleeping.tolist(), strict=False):
+            self.weight[split.cluster] = split.stay_row.to(self.weight.dtype)
+            self.weight[new] = split.move_row.to(self.weight.dtype)
+            self.cluster_of[split.moved] = pack(torch.tensor(new), self.cluster_of.dtype)
+            self.born_at[new] = self.born_at.max() + 1
+            self.parent_of[new] = split.cluster
+            pairs.append((split.cluster, new))
+        return pairs
+
+    @torch.no_grad()
+    def commit_moves(self, plan: ReassignPlan) -> None:
+        """Move entities to the clusters that the plan names."""
+        self.cluster_of[plan.entities] = pack(plan.to_cluster, self.cluster_of.dtype)
+
+    @torch.no_grad()
+    def reclaim_empty(self) -> list[tuple[int, int]]:
+        """Put rows without members to sleep; returns (cluster, heir) pairs, heir -1 if none.
+
+        The last cluster split from an empty one inherits its place in the split tree.
+        """
+        is_empty = (self.born_at >= 0) & (self.cluster_sizes() == 0)
+        pairs = []
+        for cluster in is_empty.nonzero().flatten().tolist():
+            children = (self.parent_of == cluster).nonzero().flatten()
+            heir = -1
+            if children.numel():
+                heir = int(children[self.born_at[children].argmax()])
+                self.parent_of[children] = heir
+                self.parent_of[heir] = self.parent_of[cluster]
+                self.born_at[heir] = self.born_at[cluster]
+            self.born_at[cluster] = self.parent_of[cluster] = -1
+            pairs.append((cluster, heir))
+        return pairs
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        error_msgs: list[str] = args[-1] if args else kwargs["error_msgs"]
+        if error_msgs:
+            return
+        is_live = self.born_at >= 0
+        clusters = unpack(self.cluster_of)
+        if int(clusters.max()) >= self.max_clusters or not bool(is_live[clusters].all()):
+            error_msgs.append(
+                f"{prefix}cluster_of points at a cluster that {prefix}born_at says is asleep: "
+                "the two were not saved at the same moment"
+            )
+
+
+class ClusteredEmbedding(ClusteredTable):
+    """`torch.nn.Embedding` whose entities share the rows of clusters.
+
+    num_embeddings : N >= 2          number of entities
+    embedding_dim : D >= 1           width of a vector
+    max_clusters : K_max in [2, N]   rows allocated (the padding entity does not count in N)
+    padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device, dtype :
+        as in `nn.Embedding`; each equals an `nn.Embedding` whose rows are tied by cluster. The
+        padding entity has no cluster, returns zeros and gets no gradient.
+    raises : ArgumentError for sizes out of range
+
+    Source: Chen et al., "Clustered Embedding Learning for Recommender Systems", WWW 2023,
+    section 3.
+
+    >>> users = ClusteredEmbedding(1000, 8, max_clusters=16)
+    >>> users(torch.tensor([[0, 999], [3, 3]])).shape
+    torch.Size([2, 2, 8])
+    >>> users
+    ClusteredEmbedding(1000, 8, max_clusters=16, num_clusters=1)
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up vectors: ids int32 or int64 of any shape (*) give floats of shape (*, D)."""
+        if self.probe is not None:
+            vectors = self.probe.vectors(self, input)
+        else:
+            flat = input.reshape(-1)
+            row_ids = self.row_ids(flat)
+            self.renormalize(row_ids)
+            if self.sparse:
+                vectors = F.embedding(row_ids, self.weight, sparse=True)
+            else:
+                vectors = self.weight.index_select(0, row_ids)
+            if self.scale_grad_by_freq and vectors.requires_grad:
+                vectors.register_hook(_DivideByFrequency(flat))
+            vectors = vectors.view(*input.shape, self.embedding_dim)
+        if self.padding_idx is not None:
+            vectors = vectors.masked_fill((input == self.padding_idx).unsqueeze(-1), 0.0)
+        return vectors
+
+
+class ClusteredEmbeddingBag(ClusteredTable):
+    """`torch.nn.EmbeddingBag` whose entities share the rows of clusters.
+
+    mode : "sum", "mean" or "max"
+    include_last_offset : as in `nn.EmbeddingBag`
+    other arguments : as in `ClusteredEmbedding`. Padding entries count in no bag.
+    raises : ArgumentError; `scale_grad_by_freq` is refused, for a pooled row has no one frequency
+
+    >>> genres = ClusteredEmbeddingBag(20, 4, max_clusters=5, mode="mean")
+    >>> genres(torch.tensor([[1, 2, 3], [4, 5, 6]])).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_clusters: int,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if mode not in ("sum", "mean", "max"):
+            raise ArgumentError(f"mode is {mode!r}; wanted 'sum', 'mean' or 'max'")
+        if scale_grad_by_freq:
+            raise ArgumentError(
+                "scale_grad_by_freq is True; ClusteredEmbeddingBag pools rows before their "
+                "gradients are known and cannot scale them per entity: use ClusteredEmbedding"
+            )
+        super().__init__(
+            num_embeddings,
+            embedding_dim,
+            max_clusters,
+            padding_idx,
+            max_norm,
+            norm_type,
+            sparse=sparse,
+            device=device,
+            dtype=dtype,
+        )
+        self.mode = mode
+        self.include_last_offset = include_last_offset
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, mode={self.mode!r}"
+
+    def forward(
+        self,
+        input: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Pool the vectors of bags: (B, L), or (L,) with offsets (B,), gives floats (B, D)."""
+        _check_id_dtype("input", input)
+        flat = input.reshape(-1)
+        if self.probe is None:
+            row_ids = self.row_ids(flat)
+            self.renormalize(row_ids)
+            rows: Tensor = self.weight
+        else:  # every look-up gets a row of its own, so that it can be told from the others
+            bag_of = _bag_of(input, offsets, self.include_last_offset)
+            rows = self.probe.vectors(self, input, bag_of).reshape(-1, self.embedding_dim)
+            row_ids = torch.arange(flat.shape[0], device=flat.device)
+        if self.padding_idx is None:
+            padding_row = None
+        else:  # a row that pooling leaves out; copies K x D floats
+            padding_row = rows.shape[0]
+            rows = torch.cat([rows, rows.new_zeros(1, self.embedding_dim)])
+            row_ids = row_ids.masked_fill(flat == self.padding_idx, padding_row)
+        return F.embedding_bag(
+            row_ids.view_as(input),
+            rows,
+            offsets,
+            mode=self.mode,
+            sparse=self.sparse and self.probe is None and padding_row is None,
+            per_sample_weights=per_sample_weights,
+            include_last_offset=self.include_last_offset,
+            padding_idx=padding_row,
+        )
+
+
+class _DivideByFrequency:
+    """A gradient hook: divides the gradient of a look-up by how often the batch looks its id up."""
+
+    def __init__(self, flat_ids: Tensor) -> None:
+        _, inverse, counts = flat_ids.unique(return_inverse=True, return_counts=True)
+        self.frequency = counts[inverse].unsqueeze(-1)  # (L, 1)
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return gradient / self.frequency
+
+
+def _bag_of(input: Tensor, offsets: Tensor | None, include_last_offset: bool) -> Tensor | None:
+    """The bag of every id, (L,), where offsets say so; None where the first axis does."""
+    if offsets is None:
+        return None
+    starts = offsets[:-1] if include_last_offset else offsets
+    positions = torch.arange(input.shape[0], device=input.device)
+    return torch.searchsorted(starts.to(positions.dtype), positions, right=True) - 1
+
+
+def _check_id_dtype(name: str, ids: Tensor) -> None:
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise DtypeError(f"{name} has type {ids.dtype}; wanted torch.int64 or torch.int32")
+
+
+def _check_max_clusters(max_clusters: int, num_entities: int) -> int:
+    if max_clusters == 1:
+        raise ArgumentError(
+            "max_clusters is 1: every entity would share one vector and nothing could be learned "
+            "of any; wanted 2 or more"
+        )
+    if isinstance(max_clusters, int) and max_clusters > num_entities:
+        raise ArgumentError(
+            f"max_clusters is {max_clusters}, more than the {num_entities} entities that can have "
+            f"a cluster; wanted 2 to {num_entities} (or torch.nn.Embedding, if each is to have "
+            "its own vector)"
+        )
+    return check_count("max_clusters", max_clusters, at_least=2)
+
+
+def _normal_padding_idx(padding_idx: int | None, num_embeddings: int) -> int | None:
+    """Count a negative padding_idx from the end, as torch does."""
+    if padding_idx is None:
+        return None
+    if not -num_embeddings <= padding_idx < num_embeddings:
+        raise ArgumentError(
+            f"padding_idx is {padding_idx}; wanted an entity, in "
+            f"[{-num_embeddings}, {num_embeddings})"
+        )
+    return padding_idx % num_embeddings

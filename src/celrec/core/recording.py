@@ -1,0 +1,323 @@
+"""Recording look-ups: how a round sees into any model through a loss per sample.
+
+While a probe is attached to a table, the table hands every look-up to it. `GradientProbe` answers
+with fresh vectors whose gradients can be taken; `ProposalProbe` answers as if each sample's entity
+were in another cluster. The model itself is never changed and never knows.
+
+`SampleLoss` holds the caller's loss and batches, and checks what they promise: one finite loss per
+sample, samples that do not influence each other, and the same samples in every pass of a round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from celrec.errors import ArgumentError, LossError, SampleError
+
+if TYPE_CHECKING:
+    from celrec.core.embedding import ClusteredTable
+
+PerSampleLoss = Callable[[Any], Tensor]
+"""batch -> losses in nats, (B,)."""
+
+SelectSamples = Callable[[Any, Tensor], Any]
+"""batch, int64 (M,) positions -> the batch of those samples, repeats allowed."""
+
+SampleOf = Callable[[Tensor], Tensor]
+"""ids of a look-up, (*) -> the sample of each, int (*), in [0, B)."""
+
+_TOTAL_TOLERANCE = 1e-4  # relative; float32 sums in another order differ by about 1e-6
+_MIXING_TOLERANCE = 1e-3  # of a loss; kernels for other batch sizes differ by about 1e-6
+
+
+@dataclass
+class LookUp:
+    """One look-up of a table inside a loss.
+
+    ids : int (L,)       samples : int64 (L,), the sample of each id
+    vectors : (*, D)     what was answered
+    """
+
+    ids: Tensor
+    vectors: Tensor
+    first_axis: int
+    given_samples: Tensor | None
+    is_first_axis_sample: bool
+
+    @property
+    def is_one_per_sample(self) -> bool:
+        """Whether the look-up has exactly one id for each sample, in order."""
+        return self.given_samples is None and self.ids.numel() == self.first_axis
+
+    @property
+    def samples(self) -> Tensor:
+        if self.given_samples is not None:
+            return self.given_samples
+        samples = torch.arange(self.first_axis, device=self.ids.device)
+        per_sample = self.ids.numel() // max(1, self.first_axis)
+        return samples if per_sample == 1 else samples.repeat_interleave(per_sample)
+
+    def check_samples(self, num_samples: int) -> None:
+        if self.is_first_axis_sample and self.first_axis != num_samples:
+            raise SampleError(
+                f"a look-up has a first axis of {self.first_axis}, but the batch has "
+                f"{num_samples} samples; the first axis must be the sample: pass sample_of= to "
+                "say which sample each look-up belongs to"
+            )
+        if self.given_samples is not None and self.given_samples.numel():
+            low, high = int(self.given_samples.min()), int(self.given_samples.max())
+            if low < 0 or high >= num_samples:
+                raise SampleError(
+                    f"look-ups belong to samples {low} to {high}, but the batch has {num_samples}; "
+                    "check sample_of= (or the offsets of a bag)"
+                )
+
+
+class _Probe:
+    def __init__(self, sample_of: SampleOf | None = None) -> None:
+        self.sample_of = sample_of
+        self.look_ups: list[LookUp] = []
+
+    def take(self) -> list[LookUp]:
+        """The look-ups since the last call."""
+        taken, self.look_ups = self.look_ups, []
+        return taken
+
+    def _record(self, ids: Tensor, vectors: Tensor, bag_of: Tensor | None) -> LookUp:
+        samples = bag_of
+        if self.sample_of is not None:
+            samples = self.sample_of(ids).reshape(-1)
+            if samples.numel() != ids.numel():
+                raise SampleError(
+                    f"sample_of gave {samples.numel()} samples for {ids.numel()} look-ups; wanted "
+                    "one for each"
+                )
+        look_up = LookUp(
+            ids=ids.reshape(-1),
+            vectors=vectors,
+            first_axis=ids.shape[0] if ids.dim() else 1,
+            given_samples=None if samples is None else samples.long(),
+            is_first_axis_sample=samples is None,
+        )
+        self.look_ups.append(look_up)
+        return look_up
+
+
+class GradientProbe(_Probe):
+    """Answers with the table's own vectors, as leaves whose gradients can be taken."""
+
+    def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
+        rows = table.weight.detach().index_select(0, table.row_ids(ids.reshape(-1)))
+        vectors = rows.view(*ids.shape, table.embedding_dim)
+        vectors.requires_grad_(torch.is_grad_enabled())
+        self._record(ids, vectors, bag_of)
+        return vectors
+
+
+class ProposalProbe(_Probe):
+    """Answers as if the entity of each sample were in the cluster proposed for that sample.
+
+    clusters : int64 (B,)   set before each call of the loss
+    """
+
+    clusters: Tensor
+
+    def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
+        rows = table.weight.detach().index_select(0, self.clusters)  # (B, D)
+        look_up = self._record(ids, rows, bag_of)
+        self.look_ups.clear()
+        if not look_up.is_one_per_sample:
+            rows = rows.index_select(0, look_up.samples)
+        return rows.view(*ids.shape, table.embedding_dim)
+
+
+@contextmanager
+def attached(table: ClusteredTable, probe: GradientProbe | ProposalProbe) -> Iterator[None]:
+    """Hand the table's look-ups to a probe for the length of a block."""
+    table.probe = probe
+    try:
+        yield
+    finally:
+        table.probe = None
+
+
+@dataclass
+class SampleLoss:
+    """A loss per sample over the same re-iterable batches, for the length of a round.
+
+    function : batch -> losses in nats (B,)
+    batches : iterated once per pass
+    select : takes some samples of a batch; see `select_samples`
+    table_name, sample_of : the table that the round is at
+    expected : what the next pass must find; None before the first
+    """
+
+    function: PerSampleLoss
+    batches: Iterable[Any]
+    select: SelectSamples
+    table_name: str = ""
+    sample_of: SampleOf | None = None
+    expected: Totals | None = None
+
+    def look_at(self, table_name: str, sample_of: SampleOf | None) -> None:
+        """Go on to another table."""
+        self.table_name = table_name
+        self.sample_of = sample_of
+
+    def rows_have_changed(self) -> None:
+        """Expect another total loss of the same samples."""
+        if self.expected is not None:
+            self.expected = Totals(self.expected.num_samples, None)
+
+    def total_has_changed(self, change: float) -> None:
+        """Expect a total loss that differs by `change` nats."""
+        if self.expected is not None and self.expected.loss is not None:
+            self.expected = Totals(self.expected.num_samples, self.expected.loss + change)
+
+    @contextmanager
+    def new_pass(self) -> Iterator[SamplePass]:
+        """One pass over the batches; at its end its totals are held against the last pass."""
+        samples = SamplePass(self)
+        yield samples
+        samples.compare()
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the next pass must find: as many samples, and this total loss in nats.
+
+    loss : None where rows have changed since the last pass, and the total with them
+    """
+
+    num_samples: int
+    loss: float | None
+
+
+class SamplePass:
+    """One pass: iterate over it, and take the losses of each batch from it."""
+
+    def __init__(self, owner: SampleLoss) -> None:
+        self.owner = owner
+        self.num_samples = 0
+        self.total = torch.zeros((), dtype=torch.float64)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.owner.batches)
+
+    def losses(self, batch: Any) -> Tensor:
+        """The losses (B,) of a batch, counted into the totals of this pass."""
+        losses = self.losses_of_part(batch)
+        self.num_samples += losses.numel()
+        self.total += losses.detach().sum(dtype=torch.float64).cpu()
+        return losses
+
+    def losses_of_part(self, batch: Any) -> Tensor:
+        """The losses (B,) of some samples, checked but not counted."""
+        losses = self.owner.function(batch)
+        name = self.owner.table_name
+        if not isinstance(losses, Tensor) or losses.dim() != 1:
+            found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise LossError(
+                f"per_sample_loss gave {found} in the round of table {name!r}; wanted a tensor of "
+                "shape (B,), one loss per sample (reduction='none')"
+            )
+        if not bool(torch.isfinite(losses).all()):
+            position = int((~torch.isfinite(losses)).nonzero()[0])
+            raise LossError(
+                f"per_sample_loss is {float(losses[position])} for sample {position} of a batch "
+                f"in the round of table {name!r}; check the labels, the learning rate and the "
+                "rows of that table for NaN or overflow"
+            )
+        return losses
+
+    def compare(self) -> None:
+        total, last = float(self.total), self.owner.expected
+        if last is not None:
+            is_other = last.num_samples != self.num_samples
+            if last.loss is not None:
+                is_other |= abs(total - last.loss) > _TOTAL_TOLERANCE * max(1.0, abs(last.loss))
+            if is_other:
+                raise SampleError(
+                    f"two passes over {type(self.owner.batches).__name__!r} saw different samples "
+                    f"({last.num_samples} with total loss {last.loss}, then {self.num_samples} "
+                    f"with {total:.6g}); a round needs the same samples in every pass: use a "
+                    "loader without random sampling, dropped remainders or augmentation, and a "
+                    "loss without dropout"
+                )
+        self.owner.expected = Totals(self.num_samples, total)
+
+
+def check_samples_are_separate(
+    function: PerSampleLoss, batches: Iterable[Any], select: SelectSamples
+) -> None:
+    """Compare the losses of a batch with those of its two halves.
+
+    raises : LossError if a sample's loss depends on the other samples of its batch
+    """
+    for batch in batches:
+        with torch.no_grad():
+            whole = function(batch)
+            if not isinstance(whole, Tensor) or whole.dim() != 1 or whole.numel() < 2:
+                return  # a pass says what is wrong with it
+            middle = whole.numel() // 2
+            positions = torch.arange(whole.numel(), device=whole.device)
+            halves = torch.cat(
+                [function(select(batch, part)) for part in positions.tensor_split([middle])]
+            )
+        scale = whole.abs().mean() + 1e-6
+        if halves.shape != whole.shape or bool(
+            ((halves - whole).abs() > _MIXING_TOLERANCE * scale).any()
+        ):
+            raise LossError(
+                "the loss of a sample changes when its batch is cut in two: the loss mixes "
+                "samples (batch normalization in training mode, in-batch negatives, a mean over "
+                "the batch?); wanted losses that depend on their own sample alone. If the batch "
+                "has a layout of its own, pass select= to say how to take samples from it"
+            )
+        return
+
+
+def select_samples(batch: Any, positions: Tensor) -> Any:
+    """Take some samples of a batch of tensors.
+
+    batch : a tensor or array whose first axis is the sample, or a tuple, list, mapping or dataclass
+        of such; numbers, strings and None are kept as they are
+    positions : int64 (M,)   repeats allowed
+
+    >>> select_samples({"id": torch.tensor([5, 6, 7])}, torch.tensor([2, 0, 0]))
+    {'id': tensor([7, 5, 5])}
+    """
+    if isinstance(batch, Tensor):
+        if batch.dim() == 0:
+            return batch
+        return batch.index_select(0, positions.to(batch.device))
+    if isinstance(batch, Mapping):
+        return {key: select_samples(value, positions) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(select_samples(value, positions) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(select_samples(value, positions) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return dataclasses.replace(
+            batch,
+            **{
+                f.name: select_samples(getattr(batch, f.name), positions)
+                for f in dataclasses.fields(batch)
+                if f.init
+            },
+        )
+    if hasattr(batch, "__array__"):
+        return batch[positions.cpu().numpy()]
+    if batch is None or isinstance(batch, str | bytes | int | float | bool):
+        return batch
+    raise ArgumentError(
+        f"a batch has a part of type {type(batch).__name__}, of which samples cannot be taken; "
+        "pass select=, a function (batch, positions) -> batch"
+    )
