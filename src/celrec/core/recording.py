@@ -231,7 +231,7 @@ class SamplePass:
         if not bool(torch.isfinite(losses).all()):
             position = int((~torch.isfinite(losses)).nonzero()[0])
             raise LossError(
-                f"per_sample_loss is {float(losses[position])} for sample {position} of a batch "
+                f"per_sample_loss is {losses[position].item()} for sample {position} of a batch "
                 f"in the round of table {name!r}; check the labels, the learning rate and the "
                 "rows of that table for NaN or overflow"
             )
