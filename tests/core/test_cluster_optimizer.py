@@ -169,7 +169,7 @@ def test_losses_that_mix_samples_are_refused() -> None:
         vectors = table(batch) + batch.unsqueeze(1)
         return F.cross_entropy(vectors @ vectors.T, torch.arange(len(batch)), reduction="none")
 
-    with pytest.raises(LossError, match="mixes samples.*select="):
+    with pytest.raises(LossError, match=r"mixes samples.*select="):
         ClusterOptimizer(table, None, in_batch_negatives).round([ids])
 
 

@@ -90,7 +90,8 @@ def test_sparse_gradients_equal_dense_ones() -> None:
     ids = torch.tensor([0, 3, 3, 8])
     for table in (sparse, dense):
         (table(ids) ** 2).sum().backward()
-    assert sparse.weight.grad is not None and sparse.weight.grad.is_sparse
+    assert sparse.weight.grad is not None
+    assert sparse.weight.grad.is_sparse
     torch.testing.assert_close(sparse.weight.grad.to_dense(), dense.weight.grad)
 
 
@@ -138,7 +139,9 @@ def test_codes_take_the_fewest_bytes_and_lose_nothing(num_clusters: int) -> None
     ids = torch.tensor([0, 1, num_clusters // 2, num_clusters - 1])
     codes = pack(ids, code_dtype(num_clusters))
     assert torch.equal(unpack(codes), ids)
-    assert codes.element_size() == (1 if num_clusters <= 256 else 2 if num_clusters <= 65_536 else 4)
+    assert codes.element_size() == (
+        1 if num_clusters <= 256 else 2 if num_clusters <= 65_536 else 4
+    )
 
 
 @pytest.mark.parametrize("bad", [-1, 10, 1 << 40])

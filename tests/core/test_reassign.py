@@ -14,6 +14,7 @@ from celrec.core.cluster_optimizer import ClusterOptimizer
 from celrec.core.embedding import ClusteredEmbedding
 from celrec.core.events import MoveEvent
 from celrec.core.reassign import ReassignRule
+from celrec.core.statistics import EntityStatistics
 from celrec.errors import ArgumentError
 from tests.reference import log_prior, objective
 
@@ -40,7 +41,7 @@ def one_hot_problem(
     num_clusters=st.integers(2, 4),
     num_samples=st.integers(1, 60),
     num_proposals=st.one_of(st.none(), st.integers(1, 4)),
-    margin=st.one_of(st.none(), st.floats(0, 2)),
+    correlation_rank=st.integers(0, 5),
     prior_weight=st.sampled_from([0.0, 1.0, 2.0]),
     batch_size=st.integers(1, 60),
     block_bytes=st.sampled_from([1, 300, 1 << 30]),
@@ -51,14 +52,16 @@ def test_the_objective_never_rises_and_is_what_the_event_says(
     num_clusters: int,
     num_samples: int,
     num_proposals: int | None,
-    margin: float | None,
+    correlation_rank: int,
     prior_weight: float,
     batch_size: int,
     block_bytes: int,
     seed: int,
 ) -> None:
     table, entity_of, losses = one_hot_problem(num_entities, num_clusters, num_samples, seed)
-    rule = ReassignRule(num_proposals=num_proposals, margin=margin, prior_weight=prior_weight)
+    rule = ReassignRule(
+        num_proposals=num_proposals, correlation_rank=correlation_rank, prior_weight=prior_weight
+    )
     clusters = ClusterOptimizer(
         table,
         None,
@@ -81,7 +84,7 @@ def test_the_objective_never_rises_and_is_what_the_event_says(
     assert moved.objective_before == pytest.approx(objective_before, rel=1e-4)
     assert moved.objective_after == pytest.approx(objective_after, rel=1e-4)
     assert objective_after <= objective_before + 1e-4
-    if num_proposals is None and margin is None:
+    if num_proposals is None:
         prior = torch.tensor(log_prior(sizes))
         for entity in seen:
             totals = losses[entity_of == entity].sum(0) - prior_weight * prior
@@ -109,7 +112,9 @@ def test_where_moves_interact_the_true_objective_still_never_rises(
     penalty = ReassignRule().penalties(sizes[sizes >= 0])
 
     def true_objective() -> float:
-        return float(per_sample_loss((ids, target)).sum() + penalty[table.cluster_ids()[seen]].sum())
+        return float(
+            per_sample_loss((ids, target)).sum() + penalty[table.cluster_ids()[seen]].sum()
+        )
 
     before = true_objective()
     events = ClusterOptimizer(table, None, per_sample_loss).round([(ids, target)])
@@ -154,3 +159,38 @@ def test_a_rule_out_of_range_is_named() -> None:
         ReassignRule(num_proposals=0)
     with pytest.raises(ArgumentError, match="prior_weight is -1"):
         ReassignRule(prior_weight=-1)
+
+
+@given(rank=st.integers(0, 6), seed=st.integers(0, 2**31))
+def test_proposals_are_the_best_by_the_full_curvature_of_the_shared_correlations(
+    rank: int, seed: int
+) -> None:
+    """Against the estimate written out with a D x D curvature for each entity."""
+    generator = torch.Generator().manual_seed(seed)
+    num_entities, num_clusters, width = 7, 5, 4
+    g = torch.randn(num_entities, width, generator=generator)
+    h = torch.rand(num_entities, width, generator=generator)
+    count = torch.randint(1, 9, (num_entities,), generator=generator)
+    rows = torch.randn(num_clusters, width, generator=generator)
+    x = torch.randn(num_entities, width, generator=generator)
+    samples = torch.randn(50, width, generator=generator)
+    fisher = samples.T @ samples
+    present = torch.randint(num_clusters, (num_entities,), generator=generator)
+    penalties = torch.rand(num_clusters, generator=generator)
+    rule = ReassignRule(num_proposals=3, correlation_rank=rank, damping=0.5)
+    statistics = EntityStatistics(torch.arange(num_entities), count, g, h)
+    found = rule.propose(statistics, fisher, x, present, rows, penalties)
+
+    spread = fisher.diagonal().sqrt()
+    values, vectors = torch.linalg.eigh(fisher / spread / spread.unsqueeze(1))
+    kept = min(rank, width)
+    low_rank = (vectors[:, width - kept :] * values[width - kept :]) @ vectors[:, width - kept :].T
+    correlation = low_rank + torch.diag(1 - low_rank.diagonal())
+    typical = h.sum(0) / count.sum()
+    for entity in range(num_entities):
+        scale = torch.minimum(h[entity], count[entity] * typical).sqrt()
+        curvature = scale.unsqueeze(1) * correlation * scale + 0.5 * torch.eye(width)
+        steps = rows - x[entity]
+        estimates = steps @ g[entity] + 0.5 * ((steps @ curvature) * steps).sum(1) + penalties
+        estimates[present[entity]] = torch.inf
+        assert found[entity].tolist() == estimates.argsort()[:3].tolist()

@@ -117,7 +117,9 @@ def test_another_layout_needs_sample_of() -> None:
         return table(batch.T).sum(0).squeeze(1)  # the look-up has shape (steps, B)
 
     batch = torch.tensor([[0, 1], [2, 3], [0, 3]])
-    with pytest.raises(SampleError, match="first axis of 2, but the batch has 3 samples.*sample_of="):
+    with pytest.raises(
+        SampleError, match=r"first axis of 2, but the batch has 3 samples.*sample_of="
+    ):
         collect_statistics(table, loss_of(table, time_first, [batch]))
     sample_of = lambda ids: torch.arange(ids.shape[1]).expand(ids.shape)  # noqa: E731
     found = collect_statistics(table, loss_of(table, time_first, [batch], sample_of))
@@ -132,7 +134,9 @@ def test_a_loss_that_is_not_finite_names_the_table(bad: float) -> None:
     def per_sample_loss(batch: Tensor) -> Tensor:
         return table(batch).sum(1) * torch.tensor([1.0, bad])
 
-    with pytest.raises(LossError, match=r"(nan|inf) for sample 1 .* table 'table'; check the labels"):
+    with pytest.raises(
+        LossError, match=r"(nan|inf) for sample 1 .* table 'table'; check the labels"
+    ):
         collect_statistics(table, loss_of(table, per_sample_loss, [torch.tensor([0, 1])]))
 
 

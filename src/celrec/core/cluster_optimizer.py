@@ -37,10 +37,15 @@ from celrec.core.recording import (
     select_samples,
 )
 from celrec.core.split import ClusterSplit, GainSplit, SplitPlan, SplitRule, num_splits_now
-from celrec.core.statistics import EntityStatistics, bytes_per_entity, collect_statistics
+from celrec.core.statistics import (
+    EntityStatistics,
+    StatisticsPass,
+    bytes_per_entity,
+    collect_statistics,
+)
 from celrec.errors import ArgumentError, SampleError, check_count
 
-_Known = tuple[EntityStatistics, Tensor]
+_Known = tuple[StatisticsPass, Tensor]
 """Statistics of E entities and the vectors, (E, D), at which they were taken."""
 
 _NO_ENTITIES = torch.empty(0, dtype=torch.long)
@@ -233,7 +238,7 @@ class _TableRound:
             return self.events
         seen = found.count.nonzero().flatten()
         # Where the statistics were taken: splits below change rows, not what was measured.
-        known = (found.statistics, self._vectors(seen)) if fits else None
+        known = (found, self._vectors(seen)) if fits else None
 
         num_splits = self.owner.num_splits(table)
         if num_splits:
@@ -293,12 +298,12 @@ class _TableRound:
                 chosen = torch.randperm(members.numel(), generator=self.owner.generator)
                 members = members[chosen[: self.entities_at_a_time].to(members.device)]
             if members.numel() > room:
-                yield self._statistics(torch.cat(block))
+                yield self._collect(torch.cat(block)).statistics
                 block, room = [], self.entities_at_a_time
             block.append(members)
             room -= members.numel()
         if block:
-            yield self._statistics(torch.cat(block))
+            yield self._collect(torch.cat(block)).statistics
 
     # --- reassignment ------------------------------------------------------------------------
 
@@ -307,10 +312,10 @@ class _TableRound:
         live = self.table.live_clusters()
         penalties = self._penalties(live, seen)
         plans = []
-        for statistics, vectors in self._known_blocks(seen, known):
-            entities = statistics.entities
+        for found, vectors in self._known_blocks(seen, known):
+            entities = found.statistics.entities
             present = self._clusters(entities)
-            proposals = self._propose(self.rule, statistics, vectors, present, live, penalties)
+            proposals = self._propose(self.rule, found, vectors, present, live, penalties)
             losses = proposal_losses(self.table, self.loss, entities, proposals)
             priors = penalties[torch.cat([present.unsqueeze(1), proposals.clamp_min(0)], 1)]
             plans.append(decide(entities, present, proposals, losses, priors))
@@ -327,13 +332,15 @@ class _TableRound:
         """
         live = self.table.live_clusters()
         penalties = self._penalties(live, seen)
-        rule = replace(self.rule, num_proposals=1, margin=0.0)
+        rule = replace(self.rule, num_proposals=1)
         entities, targets = [], []
-        for statistics, vectors in self._known_blocks(seen, known):
-            present = self._clusters(statistics.entities)
-            proposals = self._propose(rule, statistics, vectors, present, live, penalties)
+        for found, vectors in self._known_blocks(seen, known):
+            present = self._clusters(found.statistics.entities)
+            proposals = self._propose(
+                rule, found, vectors, present, live, penalties, only_better=True
+            )
             moves = (proposals[:, 0] >= 0).nonzero().flatten()
-            entities.append(statistics.entities[moves])
+            entities.append(found.statistics.entities[moves])
             targets.append(proposals[moves, 0])
         entity, target = torch.cat(entities), torch.cat(targets)
         order = torch.randperm(entity.numel(), generator=self.owner.generator).to(entity.device)
@@ -359,17 +366,27 @@ class _TableRound:
     def _propose(
         self,
         rule: ReassignRule,
-        statistics: EntityStatistics,
+        found: StatisticsPass,
         vectors: Tensor,
         present: Tensor,
         live: Tensor,
         penalties: Tensor,
+        *,
+        only_better: bool = False,
     ) -> Tensor:
         """Proposals as cluster ids, (E, C); -1 for none."""
         position_of = torch.empty(self.table.max_clusters, dtype=torch.long, device=live.device)
         position_of[live] = torch.arange(live.numel(), device=live.device)
         rows = self.table.weight.detach()[live]
-        positions = rule.propose(statistics, vectors, position_of[present], rows, penalties[live])
+        positions = rule.propose(
+            found.statistics,
+            found.fisher,
+            vectors,
+            position_of[present],
+            rows,
+            penalties[live],
+            only_better=only_better,
+        )
         return live[positions.clamp_min(0)].masked_fill(positions < 0, -1)
 
     def _penalties(self, live: Tensor, seen: Tensor) -> Tensor:
@@ -415,8 +432,8 @@ class _TableRound:
     def _vectors(self, entities: Tensor) -> Tensor:
         return self.table.weight.detach()[self._clusters(entities)]
 
-    def _statistics(self, entities: Tensor) -> EntityStatistics:
-        return collect_statistics(self.table, self.loss, entities.sort().values).statistics
+    def _collect(self, entities: Tensor) -> StatisticsPass:
+        return collect_statistics(self.table, self.loss, entities.sort().values)
 
     def _known_blocks(self, seen: Tensor, known: _Known | None) -> Iterator[_Known]:
         """Statistics of all entities with data, and the vectors at which they were taken."""
@@ -424,7 +441,7 @@ class _TableRound:
             yield known
             return
         for entities in seen.split(self.entities_at_a_time):
-            yield self._statistics(entities), self._vectors(entities)
+            yield self._collect(entities), self._vectors(entities)
 
     def _report_moves(self, plan: ReassignPlan, reason: MoveReason = "data") -> None:
         self.events.append(

@@ -1,10 +1,16 @@
 """Reassignment: entities move to the cluster that explains their own data best.
 
 Two steps. `ReassignRule.propose` names, for every entity, the few clusters with the smallest
-second-order estimate of its loss: one matrix product. `proposal_losses` then evaluates the *true*
-loss of the entity's own samples under each proposal and under its present cluster, and
-`ReassignRule.decide` takes the best of loss - log prior. The prior is cluster popularity: it keeps
-rarely seen entities from chasing noise.
+second-order estimate of its loss: matrix products only. `proposal_losses` then evaluates the *true*
+loss of the entity's own samples under each proposal and under its present cluster, and `decide`
+takes the best of loss - log prior. The prior is cluster popularity: it keeps rarely seen entities
+from chasing noise.
+
+The estimate's curvature is each entity's own diagonal and the table's correlations: gradients of
+one table share a direction (a popular item is liked in every cluster), and a diagonal alone takes a
+step along it for steps along many independent coordinates. The diagonal is capped at what is
+typical for as many samples, since squared gradients overstate the curvature of an entity that its
+present cluster explains badly. docs/design/proposals.md has the figures.
 """
 
 from __future__ import annotations
@@ -66,23 +72,22 @@ class ReassignRule:
 
     num_proposals : clusters whose true loss is evaluated per entity, at most; None for all
     prior_weight : >= 0, weight of -log prior against the loss
+    correlation_rank : >= 0, principal directions of the table's gradients whose correlations the
+        estimate knows; 0 for a diagonal curvature
     damping : >= 0, curvature added to the second-order estimate
-    margin : >= 0 or None, in nats; a cluster whose estimate is worse than the present one's by
-        more than this is not evaluated. None evaluates every proposal.
     """
 
-    num_proposals: int | None = 8
+    num_proposals: int | None = 2
     prior_weight: float = 1.0
+    correlation_rank: int = 8
     damping: float = 1.0
-    margin: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_proposals is not None:
             check_count("num_proposals", self.num_proposals, at_least=1)
         check_number("prior_weight", self.prior_weight, at_least=0)
+        check_count("correlation_rank", self.correlation_rank)
         check_number("damping", self.damping, at_least=0)
-        if self.margin is not None:
-            check_number("margin", self.margin, at_least=0)
 
     def penalties(self, sizes: Tensor) -> Tensor:
         """-prior_weight * log prior of every cluster, in nats; prior = (n_k + 1) / (N + K).
@@ -95,16 +100,21 @@ class ReassignRule:
     def propose(
         self,
         statistics: EntityStatistics,
+        fisher: Tensor,
         vectors: Tensor,
         present: Tensor,
         rows: Tensor,
         penalties: Tensor,
+        *,
+        only_better: bool = False,
     ) -> Tensor:
         """Name the clusters worth evaluating for each entity.
 
         statistics : of E entities      vectors : (E, D), where the statistics were taken
+        fisher : (D, D)                 of all samples of the table, up to a factor
         present : int64 (E,)            position of the present cluster among the K
         rows : (K, D)                   live rows     penalties : (K,)
+        only_better : leave out clusters whose estimate is no better than the present one's
         returns : int64 (E, C)          positions among the K, best first; -1 for none
         """
         num_clusters = rows.shape[0]
@@ -114,30 +124,66 @@ class ReassignRule:
         proposals = present.new_empty(present.numel(), num_proposals)
         rows = rows.to(statistics.gradient.dtype)
         penalties = penalties.to(rows.dtype)
+        directions = principal_correlations(fisher, self.correlation_rank)
+        typical = statistics.curvature.sum(0) / statistics.count.sum()
         for start in range(0, present.numel(), _ENTITIES_AT_A_TIME):
             part = slice(start, start + _ENTITIES_AT_A_TIME)
             estimates = self._estimates(
-                statistics.gradient[part], statistics.curvature[part], vectors[part], rows
+                statistics.gradient[part],
+                torch.minimum(
+                    statistics.curvature[part], statistics.count[part].unsqueeze(1) * typical
+                ),
+                vectors[part],
+                rows,
+                directions,
             )
             estimates += penalties
             now = present[part].unsqueeze(1)
             estimate_now = estimates.gather(1, now)
             estimates.scatter_(1, now, torch.inf)
             best = estimates.topk(num_proposals, dim=1, largest=False)
-            is_worth_it = best.values.isfinite()
-            if self.margin is not None:
-                is_worth_it &= best.values <= estimate_now + self.margin
-            proposals[part] = best.indices.masked_fill(~is_worth_it, -1)
+            proposals[part] = best.indices
+            if only_better:
+                proposals[part].masked_fill_(best.values >= estimate_now, -1)
         return proposals
 
     def _estimates(
-        self, gradient: Tensor, curvature: Tensor, vectors: Tensor, rows: Tensor
+        self,
+        gradient: Tensor,
+        curvature: Tensor,
+        vectors: Tensor,
+        rows: Tensor,
+        directions: Tensor,
     ) -> Tensor:
-        """g.(w_k - x) + 1/2 (h + damping).(w_k - x)^2 up to a constant per entity, (E, K)."""
-        curvature = curvature + self.damping
-        linear = gradient - curvature * vectors
-        both = torch.cat([linear, curvature], 1)  # (E, 2D)
-        return both @ torch.cat([rows, 0.5 * rows.square()], 1).T
+        """g.d + 1/2 d.(S C S + damping).d up to a constant per entity, (E, K), for d = w_k - x.
+
+        S = diag(sqrt h), and C = sum_r c_r c_r^T + a diagonal that makes the diagonal of C one.
+        directions : (R, D), the c_r
+        """
+        scale = curvature.sqrt()
+        diagonal = curvature * (1 - directions.square().sum(0)).clamp_min(0) + self.damping
+        linear = gradient - diagonal * vectors
+        both = torch.cat([linear, diagonal], 1)  # (E, 2D)
+        estimates = both @ torch.cat([rows, 0.5 * rows.square()], 1).T
+        for direction in directions:
+            scaled = scale * direction  # (E, D)
+            along = scaled @ rows.T - (scaled * vectors).sum(1, keepdim=True)
+            estimates.addcmul_(along, along, value=0.5)
+        return estimates
+
+
+def principal_correlations(fisher: Tensor, rank: int) -> Tensor:
+    """The main directions in which gradients vary together.
+
+    fisher : (D, D)        sum of outer products of gradients
+    rank : R' >= 0
+    returns : (R, D), R = min(R', D); c_r with sum_r c_r c_r^T nearest to the correlation matrix
+    """
+    deviation = fisher.diagonal().sqrt().clamp_min(torch.finfo(fisher.dtype).tiny)
+    correlation = fisher / deviation / deviation.unsqueeze(1)
+    values, vectors = torch.linalg.eigh(correlation)
+    rank = min(rank, len(values))
+    return (vectors * values.clamp_min(0).sqrt()).T.flip(0)[:rank]
 
 
 def proposal_losses(

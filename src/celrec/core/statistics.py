@@ -5,7 +5,8 @@ For an entity e whose vector is x_e, over the samples j that look it up:
     g_e = sum_j dl_j/dx_e          h_e = sum_j (dl_j/dx_e)^2          n_e = number of samples
 
 h is the diagonal of the empirical Fisher information, valid as a curvature when the loss l is in
-nats. A sample's gradient is summed over its look-ups of e before squaring.
+nats. A sample's gradient is summed over its look-ups of e before squaring. What the diagonal leaves
+out, how the coordinates of a gradient vary together, is kept once for the whole table.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ class StatisticsPass:
     """What one pass over the samples finds.
 
     statistics : of the entities asked for
+    fisher : (D, D)           sum over all samples of dl_j/dx dl_j/dx^T, whatever the entity
     count : int64 (N,)        n_e of all entities, asked for or not
     is_interacting : whether some sample looks up several entities of the table
     """
 
     statistics: EntityStatistics
+    fisher: Tensor
     count: Tensor
     is_interacting: bool
 
@@ -79,6 +82,7 @@ def collect_statistics(
     dtype = torch.promote_types(table.weight.dtype, torch.float32)
     gradient = torch.zeros(num_slots, table.embedding_dim, dtype=dtype, device=device)
     curvature = torch.zeros_like(gradient)
+    fisher = gradient.new_zeros(table.embedding_dim, table.embedding_dim)
     count = torch.zeros(table.num_embeddings, dtype=torch.long, device=device)
     slot_of = None
     if entities is not None:
@@ -99,6 +103,7 @@ def collect_statistics(
             is_interacting |= pairs.is_interacting
             count.index_add_(0, pairs.entities, torch.ones_like(pairs.entities))
             slots, sums = pairs.entities, pairs.gradients.to(dtype)
+            fisher.addmm_(sums.T, sums)
             if slot_of is not None:
                 slots = slot_of[slots]
                 inside = slots >= 0
@@ -115,7 +120,7 @@ def collect_statistics(
         curvature,
     )
     found = everything if seen.numel() == num_slots else everything.select(seen)
-    return StatisticsPass(found, count, is_interacting)
+    return StatisticsPass(found, fisher, count, is_interacting)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,130 @@
+"""Speed of a clustered table against `nn.Embedding`: look-ups and training steps.
+
+    python benchmarks/speed/tables.py [--entities 10_000_000] [--width 64] [--batch 8192]
+        [--clusters 256] [--threads 1] [--out FILE.json]
+
+Each figure is the median over repeats, in microseconds, over batches of random ids that differ from
+repeat to repeat, so that caches hold only what they would in use. The answers are compared with a
+tied table before any clock runs. A training step is look-up, backward of a given upstream gradient
+and the optimizer: Adam on the clustered rows, SparseAdam on `nn.Embedding(sparse=True)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from celrec import ClusteredEmbedding
+
+WARM_UP = 5
+
+
+def median_microseconds(step: Callable[[Tensor], object], batches: list[Tensor]) -> float:
+    for ids in batches[:WARM_UP]:
+        step(ids)
+    times = []
+    for ids in batches[WARM_UP:]:
+        start = time.perf_counter()
+        step(ids)
+        times.append(time.perf_counter() - start)
+    return 1e6 * statistics.median(times)
+
+
+def training_step(
+    table: nn.Module, optimizer: torch.optim.Optimizer, upstream: Tensor
+) -> Callable[[Tensor], None]:
+    def step(ids: Tensor) -> None:
+        optimizer.zero_grad()
+        table(ids).backward(upstream)
+        optimizer.step()
+
+    return step
+
+
+def touch_state(table: nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor) -> None:
+    """Make the optimizer's state and write all its pages, or the first steps would pay for that."""
+    table(ids).sum().backward()
+    optimizer.step()
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.mul_(1)
+
+
+def check_answers(table: ClusteredEmbedding) -> None:
+    """A small tied twin must give the same vectors and row gradients."""
+    ids = torch.randint(1000, (500,))
+    twin = nn.Embedding.from_pretrained(table.to_dense()[:1000], freeze=False)
+    assert torch.equal(table(ids), twin(ids))
+    upstream = torch.randn(500, table.embedding_dim)
+    table(ids).backward(upstream)
+    twin(ids).backward(upstream)
+    expected = torch.zeros_like(table.weight)
+    expected.index_add_(0, table.cluster_ids()[:1000], twin.weight.grad)
+    torch.testing.assert_close(table.weight.grad, expected)
+    table.weight.grad = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--entities", type=int, default=10_000_000)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8192)
+    parser.add_argument("--clusters", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    batches = [
+        torch.randint(options.entities, (options.batch,)) for _ in range(options.repeats + WARM_UP)
+    ]
+    upstream = torch.randn(options.batch, options.width)
+    ours = ClusteredEmbedding.from_pretrained(
+        torch.randn(options.clusters, options.width),
+        torch.randint(options.clusters, (options.entities,)),
+        freeze=False,
+    )
+    full = nn.Embedding(options.entities, options.width, sparse=True)
+    check_answers(ours)
+
+    with torch.no_grad():
+        look_up_ours = median_microseconds(ours, batches)
+        look_up_full = median_microseconds(full, batches)
+    adam = torch.optim.Adam(ours.parameters(), fused=True)
+    sparse_adam = torch.optim.SparseAdam(full.parameters())
+    touch_state(ours, adam, batches[0])
+    touch_state(full, sparse_adam, batches[0])
+    step_ours = median_microseconds(training_step(ours, adam, upstream), batches)
+    step_full = median_microseconds(training_step(full, sparse_adam, upstream), batches)
+
+    result = {
+        "entities": options.entities,
+        "width": options.width,
+        "batch": options.batch,
+        "clusters": options.clusters,
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "look_up_us": {"clustered": round(look_up_ours, 1), "full": round(look_up_full, 1)},
+        "training_step_us": {"clustered": round(step_ours, 1), "full": round(step_full, 1)},
+        "look_up_times_faster": round(look_up_full / look_up_ours, 2),
+        "training_step_times_faster": round(step_full / step_ours, 2),
+    }
+    print(json.dumps(result, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
