@@ -16,8 +16,8 @@ PACKAGE = Path(celrec.__file__).parent
 # Each layer may import what stands below it here, and itself. Layers in one line are strangers.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"core"},
-    {"data", "models", "baselines", "losses", "metrics"},
+    {"core", "losses"},
+    {"data", "models", "baselines", "metrics"},
     {"checkpoint", "history"},
     {"training"},
     {"serving", "report"},

@@ -1,0 +1,1 @@
+"""Interaction data: reading, fetching, partitioning, sampling and making it. Knows no models."""

@@ -1,0 +1,141 @@
+"""Planted data have the structure that they say they have."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celrec.data.synthetic import PlantedData, planted_clusters
+from celrec.errors import ArgumentError
+
+
+def planted(**options: object) -> PlantedData:
+    plain = {"num_interactions": 5_000, "seed": 0}
+    return planted_clusters(40, 30, 4, 3, **(plain | options))  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.data(), st.sampled_from([0.0, 1.0, 2.0]))
+def test_every_cluster_has_a_member(
+    num_users: int, num_items: int, data: st.DataObject, skew: float
+) -> None:
+    num_user_clusters = data.draw(st.integers(1, num_users))
+    num_item_clusters = data.draw(st.integers(1, num_items))
+    made = planted_clusters(
+        num_users,
+        num_items,
+        num_user_clusters,
+        num_item_clusters,
+        num_interactions=10,
+        seed=1,
+        cluster_skew=skew,
+    )
+    user_sizes = np.bincount(made.user_cluster, minlength=num_user_clusters)
+    item_sizes = np.bincount(made.item_cluster, minlength=num_item_clusters)
+    for sizes, total in ((user_sizes, num_users), (item_sizes, num_items)):
+        assert sizes.sum() == total
+        assert (sizes >= 1).all()
+        if skew == 0:
+            assert sizes.max() - sizes.min() <= 1
+    assert made.user_rows.shape == (num_user_clusters, 4)
+    assert made.item_rows.shape == (num_item_clusters, 4)
+
+
+def test_labels_without_noise_are_the_scores_of_the_clusters() -> None:
+    made = planted(noise=0.0, signal=2.0, width=5)
+    data = made.interactions
+    expected = [
+        2 * made.user_rows[made.user_cluster[u]] @ made.item_rows[made.item_cluster[i]] / 5**0.5
+        for u, i in zip(data.user, data.item, strict=True)
+    ]
+    np.testing.assert_allclose(made.score, expected, rtol=1e-12)
+    np.testing.assert_allclose(data.label, made.score, rtol=1e-6)
+
+
+def test_noise_has_the_stated_size() -> None:
+    made = planted(noise=0.7, num_interactions=50_000)
+    rest = made.interactions.label - made.score
+    assert abs(rest.mean()) < 0.02
+    assert abs(rest.std() - 0.7) < 0.02
+
+
+def test_binary_labels_come_up_as_the_logits_say() -> None:
+    made = planted(task="binary", noise=0.0, signal=2.0, num_interactions=100_000)
+    assert set(made.interactions.label.tolist()) == {0.0, 1.0}
+    assert made.score.min() < -1
+    assert made.score.max() > 1
+    for logit in np.unique(made.score):  # one for every pair of clusters
+        labels = made.interactions.label[made.score == logit]
+        expected = 1 / (1 + np.exp(-logit))
+        assert abs(labels.mean() - expected) < 4 * (0.25 / len(labels)) ** 0.5
+
+
+def test_popularity_follows_zipfs_law() -> None:
+    made = planted_clusters(
+        50, 200, 2, 2, num_interactions=200_000, seed=0, popularity_skew=1.0
+    ).interactions
+    counts = np.sort(made.item_counts())[::-1]
+    expected = 1 / np.arange(1, 201)
+    expected *= len(made) / expected.sum()
+    np.testing.assert_allclose(counts[:20], expected[:20], rtol=0.1)
+    even = planted_clusters(50, 200, 2, 2, num_interactions=200_000, seed=0).interactions
+    assert even.item_counts().max() < 1.2 * even.item_counts().min()
+
+
+def test_cluster_sizes_follow_their_skew() -> None:
+    made = planted_clusters(
+        1_003, 30, 3, 3, num_interactions=10, seed=0, cluster_skew=1.0
+    )  # 1/1 : 1/2 : 1/3 of the thousand beyond one each
+    assert np.bincount(made.user_cluster).tolist() == [546, 274, 183]
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.25, 1.0])
+def test_the_stated_share_of_users_drifts_in_the_middle_of_the_data(drift: float) -> None:
+    made = planted(drift=drift, noise=0.0)
+    n = len(made.interactions)
+    changed = made.user_cluster != made.user_cluster_after
+    assert changed.sum() == round(drift * 40)
+    assert (made.changes_at[~changed] == n).all()
+    assert ((made.changes_at[changed] >= n // 4) & (made.changes_at[changed] < n - n // 4)).all()
+    data = made.interactions
+    is_later = np.arange(n) >= made.changes_at[data.user]
+    cluster = np.where(is_later, made.user_cluster_after[data.user], made.user_cluster[data.user])
+    products = made.user_rows @ made.item_rows.T / 2
+    np.testing.assert_allclose(made.score, products[cluster, made.item_cluster[data.item]])
+
+
+def test_nonnegative_rows_give_nonnegative_scores() -> None:
+    made = planted(nonnegative=True)
+    assert (made.user_rows >= 0).all()
+    assert (made.item_rows >= 0).all()
+    assert (made.score > 0).all()
+
+
+def test_the_seed_decides_everything() -> None:
+    assert planted().interactions.fingerprint() == planted().interactions.fingerprint()
+    assert planted().interactions.fingerprint() != planted(seed=1).interactions.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_interactions": 0}, "num_interactions is 0"),
+        ({"width": 0}, "width is 0"),
+        ({"noise": -1.0}, "noise is -1"),
+        ({"signal": 0.0}, "signal is 0; wanted a finite number above 0"),
+        ({"drift": 1.5}, "drift is 1.5"),
+        ({"popularity_skew": -1}, "popularity_skew is -1"),
+        ({"cluster_skew": float("inf")}, "cluster_skew is inf"),
+        ({"task": "ranking"}, "task is 'ranking'; wanted 'rating' or 'binary'"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        planted(**options)
+
+
+def test_more_clusters_than_entities_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"num_user_clusters is 5; wanted .* from 1 to 4"):
+        planted_clusters(4, 4, 5, 2, num_interactions=10, seed=0)
+    with pytest.raises(ArgumentError, match="there is one user cluster"):
+        planted_clusters(4, 4, 1, 2, num_interactions=10, seed=0, drift=0.5)
