@@ -170,7 +170,7 @@ def test_proposals_are_the_best_by_the_full_curvature_of_the_shared_correlations
     num_entities, num_clusters, width = 7, 5, 4
     g = torch.randn(num_entities, width, generator=generator)
     h = torch.rand(num_entities, width, generator=generator)
-    count = torch.randint(1, 9, (num_entities,), generator=generator)
+    count = torch.ones(num_entities, dtype=torch.long)
     rows = torch.randn(num_clusters, width, generator=generator)
     x = torch.randn(num_entities, width, generator=generator)
     samples = torch.randn(50, width, generator=generator)
@@ -186,9 +186,8 @@ def test_proposals_are_the_best_by_the_full_curvature_of_the_shared_correlations
     kept = min(rank, width)
     low_rank = (vectors[:, width - kept :] * values[width - kept :]) @ vectors[:, width - kept :].T
     correlation = low_rank + torch.diag(1 - low_rank.diagonal())
-    typical = h.sum(0) / count.sum()
     for entity in range(num_entities):
-        scale = torch.minimum(h[entity], count[entity] * typical).sqrt()
+        scale = h[entity].sqrt()
         curvature = scale.unsqueeze(1) * correlation * scale + 0.5 * torch.eye(width)
         steps = rows - x[entity]
         estimates = steps @ g[entity] + 0.5 * ((steps @ curvature) * steps).sum(1) + penalties

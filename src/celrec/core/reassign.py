@@ -8,9 +8,7 @@ from chasing noise.
 
 The estimate's curvature is each entity's own diagonal and the table's correlations: gradients of
 one table share a direction (a popular item is liked in every cluster), and a diagonal alone takes a
-step along it for steps along many independent coordinates. The diagonal is capped at what is
-typical for as many samples, since squared gradients overstate the curvature of an entity that its
-present cluster explains badly. docs/design/proposals.md has the figures.
+step along it for steps along many independent coordinates. docs/design/proposals.md has figures.
 """
 
 from __future__ import annotations
@@ -125,14 +123,11 @@ class ReassignRule:
         rows = rows.to(statistics.gradient.dtype)
         penalties = penalties.to(rows.dtype)
         directions = principal_correlations(fisher, self.correlation_rank)
-        typical = statistics.curvature.sum(0) / statistics.count.sum()
         for start in range(0, present.numel(), _ENTITIES_AT_A_TIME):
             part = slice(start, start + _ENTITIES_AT_A_TIME)
             estimates = self._estimates(
                 statistics.gradient[part],
-                torch.minimum(
-                    statistics.curvature[part], statistics.count[part].unsqueeze(1) * typical
-                ),
+                statistics.curvature[part],
                 vectors[part],
                 rows,
                 directions,
