@@ -1,0 +1,1 @@
+"""Other ways to save memory, under the same contract as `torch.nn.Embedding`."""

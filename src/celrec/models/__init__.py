@@ -1,0 +1,1 @@
+"""Feature-interaction models. They are given embedding layers and never build them."""

@@ -1,0 +1,65 @@
+"""What every model asks of the embedding layers it is given.
+
+A layer is `torch.nn.Embedding` or anything that follows its contract: called with ids of any shape
+(*), it returns vectors (*, D); `weight` is (rows, D), `embedding_dim` is D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from celrec.errors import ArgumentError
+
+
+def check_equal_widths(model: str, **layers: nn.Module) -> int:
+    """The width that all of these layers have.
+
+    raises : ArgumentError naming the layers if they differ
+
+    >>> check_equal_widths("GMF", users=nn.Embedding(5, 8), items=nn.Embedding(9, 8))
+    8
+    """
+    widths = {name: width_of(layer) for name, layer in layers.items()}
+    if len(set(widths.values())) > 1:
+        raise ArgumentError(f"{model} was given layers of width {widths}; wanted equal widths")
+    return next(iter(widths.values()))
+
+
+def width_of(layer: nn.Module) -> int:
+    """D of a layer: the width of the vectors it returns."""
+    width = getattr(layer, "embedding_dim", None)
+    if not isinstance(width, int):
+        raise ArgumentError(
+            f"a {type(layer).__name__} has no embedding_dim; wanted an embedding layer, such as "
+            "torch.nn.Embedding"
+        )
+    return width
+
+
+def rows_of(layer: nn.Module) -> Tensor:
+    """The rows of a layer, (rows, D)."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+@torch.no_grad()
+def draw_rows(layer: nn.Module, std: float, generator: torch.Generator | None = None) -> None:
+    """Draw all rows from N(0, std^2) in place; a padding entity's row of `nn.Embedding` is zero.
+
+    The first row is made nonnegative. A clustered table starts with all its entities in that row,
+    and two tables whose first rows agree in sign give a prediction that can grow at once.
+    """
+    rows = rows_of(layer)
+    nn.init.normal_(rows, std=std, generator=generator)
+    rows[0].abs_()
+    padding_idx = getattr(layer, "padding_idx", None)
+    if isinstance(layer, nn.Embedding) and padding_idx is not None:
+        rows[padding_idx] = 0
+
+
+LayerWidths = Mapping[str, int]
+"""Argument name -> width. A name with "user" in it is for users, with "item" for items."""
