@@ -94,6 +94,20 @@ def test_children_start_at_the_parent_plus_eta_newton_steps() -> None:
     assert split.stay_row.item() == pytest.approx(10 - 0.5 * 24 / (3 + 2))
 
 
+def test_a_child_starts_no_further_away_than_max_step() -> None:
+    """Squared gradients far below the curvature would send it anywhere."""
+    statistics = EntityStatistics(
+        torch.arange(2),
+        torch.ones(2, dtype=int),
+        torch.tensor([[900.0], [-800.0]]),
+        torch.ones(2, 1),
+    )
+    rows = torch.tensor([[10.0]])
+    rule = GainSplit(eta=1.0, max_step=0.5)
+    (split,) = rule.plan(statistics, torch.zeros(2, dtype=int), rows).splits
+    assert sorted([split.stay_row.item(), split.move_row.item()]) == pytest.approx([5.0, 15.0])
+
+
 @pytest.mark.parametrize("rule", [GainSplit(), *RULES])
 @pytest.mark.parametrize("num_entities", [1, 5])
 def test_members_that_agree_or_are_alone_are_never_split(

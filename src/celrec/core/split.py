@@ -78,14 +78,18 @@ class GainSplit:
 
     eta : in [0, 1]; 0 starts both children as copies of the parent
     damping : > 0, samples' worth of curvature that hold a row in place
+    max_step : >= 0, a child starts no further from its parent than this share of the parent's
+        length: squared gradients understate the curvature where the loss is not in nats
     """
 
     eta: float = 0.1
     damping: float = 5.0
+    max_step: float = 0.5
 
     def __post_init__(self) -> None:
         check_number("eta", self.eta, at_least=0, at_most=1)
         check_number("damping", self.damping, above=0)
+        check_number("max_step", self.max_step, at_least=0)
 
     def plan(self, statistics: EntityStatistics, clusters: Tensor, rows: Tensor) -> SplitPlan:
         splits = (
@@ -124,11 +128,16 @@ class GainSplit:
             cluster,
             members.entities[order],
             num_left=cut + 1,
-            left_row=row + self.eta * left_step,
-            right_row=row + self.eta * right_step,
+            left_row=row + self._shortened(left_step, row),
+            right_row=row + self._shortened(right_step, row),
             gain=gain,
             priority=gain,
         )
+
+    def _shortened(self, step: Tensor, row: Tensor) -> Tensor:
+        step = self.eta * step
+        longest = self.max_step * row.norm()
+        return step * (longest / step.norm().clamp_min(torch.finfo(step.dtype).tiny)).clamp_max(1)
 
 
 @dataclass(frozen=True, kw_only=True)

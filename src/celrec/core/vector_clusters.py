@@ -28,7 +28,7 @@ def cluster_vectors(vectors: Tensor, max_clusters: int) -> tuple[Tensor, Tensor]
     vectors_32 = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     clusters = torch.zeros(vectors.shape[0], dtype=torch.long, device=vectors.device)
     means = vectors_32.mean(0, keepdim=True)
-    split_rule = GainSplit(eta=1.0, damping=1e-6)
+    split_rule = GainSplit(eta=0.0, damping=1e-6)  # rows become means below
     for round_number in range(2 * _NUM_ROUNDS):
         num_clusters = means.shape[0]
         if num_clusters < max_clusters:
