@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from celrec.core.embedding import ClusteredEmbedding, ClusteredEmbeddingBag
-from celrec.core.recording import SampleLoss, select_samples
+from celrec.core.recording import SampleLoss
 from celrec.core.statistics import collect_statistics
 from celrec.errors import LossError, SampleError
 from tests.reference import entity_statistics
 
 
 def loss_of(table: Any, function: Any, batches: Any, sample_of: Any = None) -> SampleLoss:
-    loss = SampleLoss(function, batches, select_samples)
+    loss = SampleLoss(function, batches)
     loss.look_at("table", sample_of)
     return loss
 

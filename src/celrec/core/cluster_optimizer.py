@@ -172,7 +172,7 @@ class ClusterOptimizer:
         events: list[Event] = []
         with _evaluation_mode(self.model):
             check_samples_are_separate(self.per_sample_loss, batches, self.select)
-            loss = SampleLoss(self.per_sample_loss, batches, self.select)
+            loss = SampleLoss(self.per_sample_loss, batches)
             for name in self.tables:
                 loss.look_at(name, self.sample_of.get(name))
                 events += _TableRound(self, name, loss).run()

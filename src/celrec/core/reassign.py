@@ -13,14 +13,14 @@ step along it for steps along many independent coordinates. docs/design/proposal
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from celrec.core.recording import GradientProbe, ProposalProbe, SampleLoss, attached
+from celrec.core.codes import unpack
+from celrec.core.recording import LookUp, ProposalProbe, SampleLoss, attached
 from celrec.core.statistics import EntityStatistics
 from celrec.errors import check_count, check_number
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from celrec.core.embedding import ClusteredTable
 
 _ENTITIES_AT_A_TIME = 1 << 16  # estimates take this many x K floats
-_SAMPLES_AT_A_TIME = 1 << 13  # proposals take this many looked-up vectors
 
 
 @dataclass(frozen=True)
@@ -190,37 +189,36 @@ def proposal_losses(
     proposals : int64 (E, C)   cluster ids; -1 for none
     returns : float64 (E, 1 + C)   total loss of the entity's samples, in nats; the present cluster
         first, inf where there is no proposal
-    cost : one pass over the samples, in which each is evaluated once, and once more for every
-        proposal of its entity. Needs tables of which no sample looks up two entities.
+    cost : one pass over the samples, each evaluated 1 + C times. Needs a table of which no sample
+        looks up two entities: then the loss of a sample is its entity's alone.
     """
-    num_proposals = proposals.shape[1]
-    slot_of = torch.full((table.num_embeddings,), -1, device=entities.device)
+    present = unpack(table.cluster_of)
+    columns = [present]
+    for proposal in proposals.T:
+        columns.append(present.clone())
+        columns[-1][entities] = torch.where(proposal >= 0, proposal, present[entities])
+    slot_of = torch.full_like(present, -1)
     slot_of[entities] = torch.arange(entities.numel(), device=entities.device)
-    losses = torch.zeros(
-        entities.numel() * (1 + num_proposals), dtype=torch.float64, device=entities.device
-    )
-    recorder, proposer = GradientProbe(loss.sample_of), ProposalProbe(loss.sample_of)
-    with torch.no_grad(), loss.new_pass() as samples:
+    losses = torch.zeros(len(columns), entities.numel(), dtype=torch.float64, device=present.device)
+
+    probe = ProposalProbe(loss.sample_of)
+    with torch.no_grad(), attached(table, probe), loss.new_pass() as samples:
         for batch in samples:
-            with attached(table, recorder):
-                present = samples.losses(batch)
-            slots = slot_of[_entity_of_sample(table, recorder, present.numel())]  # (B,)
-            used = (slots >= 0).nonzero().flatten()
-            losses.index_add_(0, slots[used] * (1 + num_proposals), present[used].double())
-            for positions, clusters, column in _pairs(used, proposals[slots[used]]):
-                proposer.clusters = clusters
-                with attached(table, proposer):
-                    proposed = samples.losses_of_part(loss.select(batch, positions))
-                cells = slots[positions] * (1 + num_proposals) + 1 + column
-                losses.index_add_(0, cells, proposed.double())
-    losses = losses.view(-1, 1 + num_proposals)
-    losses[:, 1:].masked_fill_(proposals < 0, torch.inf)
-    return losses
+            probe.cluster_of = present
+            now = samples.losses(batch)
+            slots = slot_of[_entity_of_sample(table, probe.take(), now.numel())]  # (B,)
+            used = slice(None) if bool((slots >= 0).all()) else slots >= 0
+            slots = slots[used]
+            losses[0].index_add_(0, slots, now[used].double())
+            for total, probe.cluster_of in zip(losses[1:], columns[1:], strict=True):
+                total.index_add_(0, slots, samples.proposed_losses(batch)[used].double())
+            probe.take()
+    losses[1:].masked_fill_(proposals.T < 0, torch.inf)
+    return losses.T
 
 
-def _entity_of_sample(table: ClusteredTable, recorder: GradientProbe, num_samples: int) -> Tensor:
-    """The entity of the table that each sample looks up, (B,); -1 (the last line) for none."""
-    look_ups = recorder.take()
+def _entity_of_sample(table: ClusteredTable, look_ups: list[LookUp], num_samples: int) -> Tensor:
+    """The entity of the table that each sample looks up, (B,); -1, the last line, for none."""
     if len(look_ups) == 1 and look_ups[0].is_one_per_sample and table.padding_idx is None:
         return look_ups[0].ids.long()
     entity_of = torch.full((num_samples,), -1, device=table.weight.device)
@@ -230,13 +228,6 @@ def _entity_of_sample(table: ClusteredTable, recorder: GradientProbe, num_sample
             samples, ids = samples[ids != table.padding_idx], ids[ids != table.padding_idx]
         entity_of[samples] = ids.long()
     return entity_of
-
-
-def _pairs(used: Tensor, proposals: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Pairs of a sample and a proposal of its entity: (positions, clusters, columns), in parts."""
-    lines, columns = (proposals >= 0).nonzero(as_tuple=True)
-    for part in torch.arange(lines.numel(), device=lines.device).split(_SAMPLES_AT_A_TIME):
-        yield used[lines[part]], proposals[lines[part], columns[part]], columns[part]
 
 
 def decide(

@@ -1,8 +1,8 @@
 """Recording look-ups: how a round sees into any model through a loss per sample.
 
 While a probe is attached to a table, the table hands every look-up to it. `GradientProbe` answers
-with fresh vectors whose gradients can be taken; `ProposalProbe` answers as if each sample's entity
-were in another cluster. The model itself is never changed and never knows.
+with fresh vectors whose gradients can be taken; `ProposalProbe` answers as if entities were in
+other clusters. The model itself is never changed and never knows.
 
 `SampleLoss` holds the caller's loss and batches, and checks what they promise: one finite loss per
 sample, samples that do not influence each other, and the same samples in every pass of a round.
@@ -41,15 +41,15 @@ _MIXING_TOLERANCE = 1e-3  # of a loss; kernels for other batch sizes differ by a
 class LookUp:
     """One look-up of a table inside a loss.
 
-    ids : int (L,)       samples : int64 (L,), the sample of each id
-    vectors : (*, D)     what was answered
+    ids : int (L,)       vectors : (*, D), what was answered
+    first_axis : length of the first axis of the ids as they were given
+    given_samples : int64 (L,), the sample of each id; None where the first axis is the sample
     """
 
     ids: Tensor
     vectors: Tensor
     first_axis: int
     given_samples: Tensor | None
-    is_first_axis_sample: bool
 
     @property
     def is_one_per_sample(self) -> bool:
@@ -65,7 +65,7 @@ class LookUp:
         return samples if per_sample == 1 else samples.repeat_interleave(per_sample)
 
     def check_samples(self, num_samples: int) -> None:
-        if self.is_first_axis_sample and self.first_axis != num_samples:
+        if self.given_samples is None and self.first_axis != num_samples:
             raise SampleError(
                 f"a look-up has a first axis of {self.first_axis}, but the batch has "
                 f"{num_samples} samples; the first axis must be the sample: pass sample_of= to "
@@ -90,7 +90,7 @@ class _Probe:
         taken, self.look_ups = self.look_ups, []
         return taken
 
-    def _record(self, ids: Tensor, vectors: Tensor, bag_of: Tensor | None) -> LookUp:
+    def _record(self, ids: Tensor, vectors: Tensor, bag_of: Tensor | None) -> None:
         samples = bag_of
         if self.sample_of is not None:
             samples = self.sample_of(ids).reshape(-1)
@@ -99,15 +99,14 @@ class _Probe:
                     f"sample_of gave {samples.numel()} samples for {ids.numel()} look-ups; wanted "
                     "one for each"
                 )
-        look_up = LookUp(
-            ids=ids.reshape(-1),
-            vectors=vectors,
-            first_axis=ids.shape[0] if ids.dim() else 1,
-            given_samples=None if samples is None else samples.long(),
-            is_first_axis_sample=samples is None,
+        self.look_ups.append(
+            LookUp(
+                ids=ids.reshape(-1),
+                vectors=vectors,
+                first_axis=ids.shape[0] if ids.dim() else 1,
+                given_samples=None if samples is None else samples.long(),
+            )
         )
-        self.look_ups.append(look_up)
-        return look_up
 
 
 class GradientProbe(_Probe):
@@ -122,20 +121,19 @@ class GradientProbe(_Probe):
 
 
 class ProposalProbe(_Probe):
-    """Answers as if the entity of each sample were in the cluster proposed for that sample.
+    """Answers as if the entities were in other clusters.
 
-    clusters : int64 (B,)   set before each call of the loss
+    cluster_of : int64 (N,)   set before each call of the loss
     """
 
-    clusters: Tensor
+    cluster_of: Tensor
 
     def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
-        rows = table.weight.detach().index_select(0, self.clusters)  # (B, D)
-        look_up = self._record(ids, rows, bag_of)
-        self.look_ups.clear()
-        if not look_up.is_one_per_sample:
-            rows = rows.index_select(0, look_up.samples)
-        return rows.view(*ids.shape, table.embedding_dim)
+        clusters = self.cluster_of.index_select(0, ids.reshape(-1))
+        rows = table.weight.detach().index_select(0, clusters)
+        vectors = rows.view(*ids.shape, table.embedding_dim)
+        self._record(ids, vectors, bag_of)
+        return vectors
 
 
 @contextmanager
@@ -154,14 +152,12 @@ class SampleLoss:
 
     function : batch -> losses in nats (B,)
     batches : iterated once per pass
-    select : takes some samples of a batch; see `select_samples`
     table_name, sample_of : the table that the round is at
     expected : what the next pass must find; None before the first
     """
 
     function: PerSampleLoss
     batches: Iterable[Any]
-    select: SelectSamples
     table_name: str = ""
     sample_of: SampleOf | None = None
     expected: Totals | None = None
@@ -213,13 +209,13 @@ class SamplePass:
 
     def losses(self, batch: Any) -> Tensor:
         """The losses (B,) of a batch, counted into the totals of this pass."""
-        losses = self.losses_of_part(batch)
+        losses = self.proposed_losses(batch)
         self.num_samples += losses.numel()
         self.total += losses.detach().sum(dtype=torch.float64).cpu()
         return losses
 
-    def losses_of_part(self, batch: Any) -> Tensor:
-        """The losses (B,) of some samples, checked but not counted."""
+    def proposed_losses(self, batch: Any) -> Tensor:
+        """The losses (B,) of a batch as they might be, checked but not counted."""
         losses = self.owner.function(batch)
         name = self.owner.table_name
         if not isinstance(losses, Tensor) or losses.dim() != 1:
