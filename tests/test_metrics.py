@@ -1,11 +1,14 @@
 """Metrics agree with slow definitions, and say when they are undefined."""
 
+import importlib
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from celrec.errors import ArgumentError, MetricError
+from celrec.errors import ArgumentError, MetricError, MissingExtraError
 from celrec.metrics import check_labels, coldest_tenth, evaluate
 
 
@@ -136,6 +139,13 @@ def test_prediction_that_is_not_finite_is_named(value):
 def test_bad_events_are_named(prediction, label, task, message):
     with pytest.raises(MetricError, match=message):
         evaluate(np.array(prediction), np.array(label), task=task)
+
+
+def test_missing_scikit_learn_names_the_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "celrec.metrics")
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    with pytest.raises(MissingExtraError, match=r"pip install celrec\[train\]"):
+        importlib.import_module("celrec.metrics")
 
 
 def test_unknown_task_and_misplaced_counts_are_named():

@@ -13,10 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import mean_absolute_error, mean_squared_error, roc_auc_score
 
-from celrec.errors import ArgumentError, MetricError
+from celrec.errors import ArgumentError, MetricError, MissingExtraError
 from celrec.losses import Task
+
+try:
+    from sklearn.metrics import mean_absolute_error, mean_squared_error, roc_auc_score
+except ImportError as error:
+    raise MissingExtraError(
+        "metrics need scikit-learn, which is not installed: pip install celrec[train]"
+    ) from error
 
 METRIC_NAMES: dict[Task, tuple[str, ...]] = {
     "binary": ("log_loss", "auc"),

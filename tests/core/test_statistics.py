@@ -140,6 +140,14 @@ def test_a_loss_that_is_not_finite_names_the_table(bad: float) -> None:
         collect_statistics(table, loss_of(table, per_sample_loss, [torch.tensor([0, 1])]))
 
 
+def test_a_gradient_that_is_not_finite_names_the_table() -> None:
+    table = ClusteredEmbedding.from_pretrained(torch.zeros(2, 1), torch.tensor([0, 1]))
+    with pytest.raises(LossError, match="gradient is not, in the round of table 'table'"):
+        collect_statistics(
+            table, loss_of(table, lambda b: table(b).sum(1).sqrt(), [torch.tensor([0])])
+        )
+
+
 def test_a_loss_that_is_already_averaged_is_refused() -> None:
     table = ClusteredEmbedding(4, 1, max_clusters=2)
     with pytest.raises(LossError, match=r"wanted a tensor of shape \(B,\)"):

@@ -1,10 +1,12 @@
 """The progress bar shows what matters, and history lines depend on nothing else."""
 
 import io
+import sys
 
 import pytest
 from rich.console import Console
 
+from celrec.errors import MissingExtraError
 from celrec.training.progress import RichProgress
 from tests.training.making import make_trainer, planted
 
@@ -36,3 +38,9 @@ def test_bar_without_clusters_or_validation_shows_the_rest():
 def test_bar_goes_to_standard_error_and_leaves_standard_output_to_results(capsys):
     make_trainer(progress=RichProgress()).fit(planted()[0])
     assert capsys.readouterr().out == ""
+
+
+def test_missing_rich_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with pytest.raises(MissingExtraError, match=r"pip install celrec\[train\]"):
+        RichProgress()

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from celrec.core.recording import GradientProbe, LookUp, SampleLoss, attached
 
+from celrec.errors import LossError
+
 if TYPE_CHECKING:
     from celrec.core.embedding import ClusteredTable
 
@@ -111,6 +113,12 @@ def collect_statistics(
             gradient.index_add_(0, slots, sums)
             curvature.index_add_(0, slots, sums.square())
 
+    if not bool(curvature.isfinite().all()):
+        raise LossError(
+            f"per_sample_loss is finite, but its gradient is not, in the round of table "
+            f"{loss.table_name!r}; look for a square root or logarithm at 0 between that table "
+            "and the loss"
+        )
     wanted = count if entities is None else count[entities]
     seen = (wanted > 0).nonzero().flatten()
     everything = EntityStatistics(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from celrec.core.events import Event
+from celrec.errors import MissingExtraError
 from celrec.losses import Task
 from celrec.metrics import Metrics
 
@@ -81,9 +82,14 @@ class RichProgress:
     """
 
     def __init__(self, console: Any = None) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+        except ImportError as error:
+            raise MissingExtraError(
+                "the progress bar needs rich, which is not installed: pip install celrec[train]"
+            ) from error
 
         self._bar = Bar(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[num_epochs]}"),
@@ -109,7 +115,7 @@ class RichProgress:
         self._bar.start()
 
     def on_batch(self, epoch: int, batch: int) -> None:
-        # The bar redraws on its own clock; telling it costs 10 microseconds.
+        # The bar redraws on its own clock; telling it costs a few microseconds.
         self._bar.update(self._row, completed=(epoch - 1) * self._num_batches + batch, epoch=epoch)
 
     def on_epoch(self, report: EpochReport) -> None:
