@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from celrec.core.recording import GradientProbe, LookUp, SampleLoss, attached
-
 from celrec.errors import LossError
 
 if TYPE_CHECKING:

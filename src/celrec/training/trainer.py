@@ -75,7 +75,8 @@ class TrainingOptions:
     weight_decay : >= 0, the optimizer's own
     l2 : >= 0, times the mean squared length of the vectors that a batch looks up, for every table
     patience : >= 1 epochs without a better validation figure end the training; None: never
-    round_batch_size : >= 1, samples per batch in a cluster round; no effect beyond rounding
+    round_batch_size : >= 1, samples per batch in a cluster round; no effect beyond rounding.
+        Vectors that fit the processor's cache are twice as fast as ones that do not
     """
 
     epochs: int = 30
@@ -87,7 +88,7 @@ class TrainingOptions:
     weight_decay: float = 0.01
     l2: float = 0.0
     patience: int | None = None
-    round_batch_size: int = 65_536
+    round_batch_size: int = 8192
 
     def __post_init__(self) -> None:
         check_count("epochs", self.epochs, at_least=1)
