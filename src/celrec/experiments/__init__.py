@@ -1,0 +1,1 @@
+"""Experiments: a run from its configuration to its folder, and the demo."""

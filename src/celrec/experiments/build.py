@@ -1,0 +1,256 @@
+"""From the words of a configuration to objects. Each choice is looked up in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from celrec.baselines.hashed import HashedEmbedding
+from celrec.core.embedding import ClusteredEmbedding
+from celrec.data.catalog import CATALOG, load
+from celrec.data.interactions import Interactions
+from celrec.data.labels import binarize
+from celrec.data.partition import Partition, by_time, leave_last_out, random_partition
+from celrec.data.readers import read_interactions
+from celrec.data.sampling import sample_negatives
+from celrec.errors import ArgumentError, CatalogError, ConfigError, DataError, nearest_name
+from celrec.experiments.config import DataConfig, RunConfig, TaskConfig
+from celrec.losses import BinaryCrossEntropy, Objective, SquaredError
+from celrec.models.biased_mf import BiasedMF
+from celrec.models.gmf import GMF
+from celrec.models.layers import rows_of
+from celrec.models.neumf import NeuMF
+from celrec.models.nmf import NMF
+
+DEFAULT_ROWS = 64
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "binary": BinaryCrossEntropy,
+    "rating": SquaredError,
+}
+PARTITIONS: dict[str, Callable[[Interactions, RunConfig], Partition]] = {
+    "random": lambda data, config: random_partition(
+        data,
+        seed=config.seed if config.partition.seed is None else config.partition.seed,
+        test_share=config.partition.test_share,
+        validation_share=config.partition.validation_share,
+    ),
+    "leave-last-out": lambda data, config: leave_last_out(
+        data,
+        num_test=config.partition.num_test,
+        num_validation=config.partition.num_validation,
+    ),
+    "time": lambda data, config: by_time(
+        data,
+        test_share=config.partition.test_share,
+        validation_share=config.partition.validation_share,
+    ),
+}
+MODELS: dict[str, Any] = {"gmf": GMF, "biased-mf": BiasedMF, "nmf": NMF, "neumf": NeuMF}
+TABLES: dict[str, Callable[[int, int, int, int], nn.Module]] = {
+    "full": lambda N, width, rows, seed: nn.Embedding(N, width),
+    "hashed": lambda N, width, rows, seed: HashedEmbedding(N, width, rows, seed=seed),
+    "clustered": lambda N, width, rows, seed: ClusteredEmbedding(N, width, rows),
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The interactions of a run, divided; all have the same vocabularies.
+
+    validation : None where it is empty or merged into train
+    partition : how they were divided
+    """
+
+    train: Interactions
+    validation: Interactions | None
+    test: Interactions
+    partition: Partition
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def load_interactions(config: RunConfig, *, progress: bool = False) -> Interactions:
+    """Read the data set that a configuration names: from the catalog, or from a file.
+
+    raises : CatalogError, DataError
+    """
+    data = config.data
+    if data.source in CATALOG:
+        return load(data.source, progress=progress)
+    path = Path(data.source)
+    if not path.exists() and "." not in path.name and len(path.parts) == 1:
+        raise CatalogError(
+            f"no file and no data set of the catalog is called {data.source!r}; "
+            f"{nearest_name(data.source, CATALOG)}"
+        )
+    return read_interactions(
+        path,
+        user=data.user,
+        item=data.item,
+        label=data.label if config.task.negatives is None else None,
+        timestamp=data.time,
+        title=data.title,
+        separator=data.separator,
+    )
+
+
+def completed(config: RunConfig, interactions: Interactions) -> RunConfig:
+    """Fill in what the configuration leaves to the data.
+
+    returns : a configuration that says the same on any data, and finds its file from any folder
+    raises : ConfigError where the data do not decide either
+    """
+    partition = config.partition
+    if partition.kind is None:
+        has_order = config.task.kind == "binary" and interactions.timestamp is not None
+        partition = replace(partition, kind="leave-last-out" if has_order else "random")
+    if partition.seed is None:
+        partition = replace(partition, seed=config.seed)
+    embedding = config.embedding
+    if embedding.kind != "full":
+        embedding = replace(
+            embedding,
+            user_rows=_rows_or_default(embedding.user_rows, interactions.num_users),
+            item_rows=_rows_or_default(embedding.item_rows, interactions.num_items),
+        )
+    return replace(
+        config,
+        data=_with_absolute_source(config.data),
+        task=_completed_task(config.task, interactions),
+        partition=partition,
+        embedding=embedding,
+    )
+
+
+def divide(config: RunConfig, interactions: Interactions) -> Parts:
+    """Make labels, divide, and add negatives where the task asks for them.
+
+    config : completed
+    """
+    task = config.task
+    labelled = interactions
+    if task.positive_from is not None:
+        labelled = binarize(interactions, task.positive_from, task.drop_rating)
+    elif task.drop_rating is not None:
+        labelled = interactions.take(interactions.label != np.float32(task.drop_rating))
+    partition = PARTITIONS[str(config.partition.kind)](labelled, config)
+    if config.partition.merge_validation:
+        partition = partition.merge_validation()
+
+    def part(rows: np.ndarray, seed: int) -> Interactions:
+        chosen = labelled.take(rows)
+        if task.negatives is None:
+            return chosen
+        return sample_negatives(
+            chosen, per_positive=task.negatives, seed=3 * config.seed + seed, known=labelled
+        )
+
+    return Parts(
+        train=part(partition.train, 0),
+        validation=part(partition.validation, 1) if partition.validation.size else None,
+        test=part(partition.test, 2),
+        partition=partition,
+    )
+
+
+def _with_absolute_source(data: DataConfig) -> DataConfig:
+    if data.source in CATALOG:
+        return data
+    return replace(data, source=str(Path(data.source).resolve()))
+
+
+def _rows_or_default(rows: int | None, num_entities: int) -> int:
+    return min(DEFAULT_ROWS, num_entities) if rows is None else rows
+
+
+def _completed_task(task: TaskConfig, interactions: Interactions) -> TaskConfig:
+    """Labels of 0 and 1 stay; ratings from 1 to 5 are a yes from 4, and 3 is left out."""
+    if task.kind != "binary" or task.positive_from is not None or task.negatives is not None:
+        return task
+    low, high = float(interactions.label.min()), float(interactions.label.max())
+    if low == high:
+        raise DataError(
+            f"every label of {interactions.name} is {low:g}: there is nothing to tell apart. If "
+            "its rows are clicks or purchases, draw the missing class with --negatives 4"
+        )
+    if np.isin(interactions.label, (0, 1)).all():
+        return replace(task, positive_from=1.0)
+    if low >= 1 and high <= 5:
+        return replace(task, positive_from=4.0, drop_rating=task.drop_rating or 3.0)
+    raise ConfigError(
+        f"labels of {interactions.name} go from {low:g} to {high:g}, neither 0 and 1 nor ratings "
+        "from 1 to 5; say from which value on a label is a yes with --positive-from"
+    )
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """The loss of the task."""
+    return OBJECTIVES[config.task.kind]()
+
+
+def build_model(config: RunConfig, num_users: int, num_items: int) -> nn.Module:
+    """The model over its tables. `initialise` or a checkpoint gives it its parameters.
+
+    config : completed
+    raises : ArgumentError for rows out of range, naming the table
+    """
+    kind = MODELS[config.model.kind]
+    tables = {
+        name: _build_table(config, name, num_users, num_items, width)
+        for name, width in kind.layer_widths(config.model.width).items()
+    }
+    options = {"hidden": config.model.hidden} if kind is NeuMF else {}
+    return cast(nn.Module, kind(**tables, **options))
+
+
+def initialise(model: nn.Module, config: RunConfig, train: Interactions) -> None:
+    """Give a model the parameters that training starts from, drawn with the run's seed."""
+    generator = torch.Generator().manual_seed(config.seed)
+    constant = build_objective(config).best_constant(torch.from_numpy(train.label.copy()))
+    if isinstance(model, NMF):
+        if train.label.min() < 0:
+            raise DataError(
+                f"the smallest label is {train.label.min():g}, but NMF predicts nonnegative "
+                "numbers; choose another model"
+            )
+        model.reset_parameters(generator, mean=constant)
+    else:
+        cast(Any, model).reset_parameters(generator)
+    with torch.no_grad():
+        for table in tables_of(model).values():
+            rows_of(table).mul_(config.embedding.init_scale)
+
+
+def tables_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The embedding layers of one of MODELS, by name."""
+    return {name: getattr(model, name) for name in cast(Any, model).layer_widths(1)}
+
+
+def table_of_entity(model: nn.Module, entity: str) -> tuple[str, nn.Module]:
+    """The first table of "user" or "item", and its name: of NeuMF's four, the one multiplied."""
+    return next((name, table) for name, table in tables_of(model).items() if entity in name)
+
+
+def _build_table(
+    config: RunConfig, name: str, num_users: int, num_items: int, width: int
+) -> nn.Module:
+    embedding = config.embedding
+    is_user = "user" in name
+    num_entities = num_users if is_user else num_items
+    rows = embedding.user_rows if is_user else embedding.item_rows
+    try:
+        return TABLES[embedding.kind](num_entities, width, rows or 0, config.seed)
+    except ArgumentError as error:
+        who = "users" if is_user else "items"
+        raise ConfigError(f"{embedding.kind} table of {num_entities} {who}: {error}") from error

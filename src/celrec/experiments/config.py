@@ -1,0 +1,343 @@
+"""RunConfig: everything a run depends on, as frozen dataclasses and as TOML.
+
+Each section of the file is one dataclass, and each checks its own values. Values come from three
+places, the later ones winning: `default_values` for the task, model and embedding at hand, a file,
+the options of the command line. A run writes the complete result into its folder.
+
+TOML has no null: `false` stands for None, "off" or "let the data decide".
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+
+from celrec.core.cluster_optimizer import ClusterSchedule
+from celrec.core.reassign import ReassignRule
+from celrec.core.split import GainSplit
+from celrec.errors import ArgumentError, ConfigError, check_count, check_number, nearest_name
+from celrec.losses import Task
+from celrec.training.trainer import TrainingOptions
+
+ModelKind = Literal["gmf", "biased-mf", "nmf", "neumf"]
+EmbeddingKind = Literal["clustered", "full", "hashed"]
+PartitionKind = Literal["random", "leave-last-out", "time"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the interactions come from.
+
+    source : a name of the catalog, or a file
+    user, item, label, time, title, separator : columns, as `read_interactions` takes them; not
+        used for the catalog
+    """
+
+    source: str
+    user: str = "user"
+    item: str = "item"
+    label: str | None = "rating"
+    time: str | None = None
+    title: str | None = None
+    separator: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is predicted.
+
+    kind : "rating" for numbers, "binary" for yes or no
+    positive_from : smallest label that is a yes; None lets the data decide (see build.py)
+    drop_rating : rows with exactly this label are left out
+    negatives : m, for data that hold positives only: m items that the user did not meet for each
+    """
+
+    kind: Task
+    positive_from: float | None = None
+    drop_rating: float | None = None
+    negatives: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("positive_from", "drop_rating"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name))
+        if self.negatives is not None:
+            check_count("negatives", self.negatives, at_least=1)
+        if self.kind == "rating" and (self.positive_from, self.negatives) != (None, None):
+            raise ArgumentError(
+                "positive_from and negatives make labels of 0 and 1, but the task is rating; "
+                "choose the task binary, or leave them out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionConfig:
+    """Which interactions train, which choose, which test (see data/partition.py).
+
+    kind : None lets the data decide: leave-last-out for a binary task with times, else random
+    seed : of a random partition; None takes the run's
+    test_share, validation_share : for random and time
+    num_test, num_validation : events per user, for leave-last-out
+    merge_validation : whether the validation set trains, too: the reported run
+    """
+
+    kind: PartitionKind | None = None
+    seed: int | None = None
+    test_share: float = 0.2
+    validation_share: float = 0.1
+    num_test: int = 2
+    num_validation: int = 1
+    merge_validation: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The feature-interaction model.
+
+    width : factors; a table's rows also hold what the model puts beside them (biases)
+    hidden : widths of NeuMF's network
+    """
+
+    kind: ModelKind
+    width: int = 32
+    hidden: tuple[int, ...] = (64, 32)
+
+    def __post_init__(self) -> None:
+        check_count("width", self.width, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """The embedding tables.
+
+    user_rows, item_rows : rows of each table, for clustered and hashed; None: 64, or as many as
+        there are entities if that is fewer
+    init_scale : > 0, multiplies the rows that the model starts with
+    """
+
+    kind: EmbeddingKind
+    user_rows: int | None = None
+    item_rows: int | None = None
+    init_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("init_scale", self.init_scale, above=0)
+        if self.kind == "full" and (self.user_rows, self.item_rows) != (None, None):
+            raise ArgumentError(
+                "a full table has one row for every entity and takes no number of rows; leave it "
+                "out, or choose the embedding clustered or hashed"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClustersConfig:
+    """How clusters grow; used by clustered tables only."""
+
+    schedule: ClusterSchedule = field(default_factory=ClusterSchedule)
+    split: GainSplit = field(default_factory=GainSplit)
+    reassign: ReassignRule = field(default_factory=ReassignRule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, complete.
+
+    seed : >= 0, of the start, the order of training and a random partition
+    raises : ConfigError from every constructor below, naming the key
+    """
+
+    data: DataConfig
+    task: TaskConfig
+    partition: PartitionConfig
+    model: ModelConfig
+    embedding: EmbeddingConfig
+    clusters: ClustersConfig
+    training: TrainingOptions
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("seed", self.seed)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Complete a nested mapping, as TOML gives it, with defaults.
+
+        >>> config = RunConfig.from_values({"data": {"source": "ml-100k"}, "seed": 3})
+        >>> config.task.kind, config.model.kind, config.embedding.kind, config.seed
+        ('rating', 'biased-mf', 'clustered', 3)
+        """
+        return _dataclass_from(cls, merged(default_values(values), values), where="")
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """Read a TOML file; keys that it lacks take their defaults."""
+        return cls.from_values(read_values(path))
+
+    def to_toml(self) -> str:
+        """The complete configuration; `from_values` of it is equal to it."""
+        return tomli_w.dumps(_values_of(self))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The content of a TOML file as it stands."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+
+
+def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values, those of `overrides` winning.
+
+    >>> merged({"model": {"kind": "gmf", "width": 32}}, {"model": {"width": 16}})
+    {'model': {'kind': 'gmf', 'width': 16}}
+    """
+    result = copy.deepcopy(dict(values))
+    for key, value in overrides.items():
+        inner = result.get(key)
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            result[key] = merged(inner, value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+# --- defaults ------------------------------------------------------------------------------------
+
+_OF_TASK: dict[str, dict[str, Any]] = {
+    "binary": {
+        "model": {"kind": "gmf", "width": 32},
+        "training": {"epochs": 30, "batch_size": 1024, "learning_rate": 3e-3},
+        "clusters": {"schedule": {"every": 2}},
+    },
+    "rating": {
+        "model": {"kind": "biased-mf", "width": 16},
+        "training": {
+            "epochs": 40,
+            "batch_size": 1024,
+            "optimizer": "adam",
+            "learning_rate": 5e-3,
+            "weight_decay": 0.0,
+        },
+    },
+}
+
+_GROWTH_SHARE = 0.5  # of the epochs
+
+# Chosen on the validation data of MovieLens-100k (rating) and MovieLens-1M (binary). A full table
+# overfits without it; the rows of few clusters hardly can.
+_L2 = {
+    ("binary", "full"): 0.01,
+    ("rating", "full"): 0.15,
+    ("rating", "hashed"): 0.02,
+    ("rating", "clustered"): 0.02,
+}
+
+
+def default_values(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Good values for what is not chosen, given what is.
+
+    chosen : the task, the embedding and the epochs matter
+
+    >>> default_values({"task": {"kind": "binary"}})["model"]
+    {'kind': 'gmf', 'width': 32}
+    """
+    task = _chosen(chosen, "task", "kind", "rating")
+    if task not in _OF_TASK:
+        raise ConfigError(f"task.kind is {task!r}; {nearest_name(str(task), _OF_TASK)}")
+    embedding = _chosen(chosen, "embedding", "kind", "clustered")
+    values = merged({"task": {"kind": task}, "embedding": {"kind": "clustered"}}, _OF_TASK[task])
+    values = merged(values, {"training": {"l2": _L2.get((str(task), str(embedding)), 0.0)}})
+    epochs = _chosen(chosen, "training", "epochs", values["training"]["epochs"])
+    if isinstance(epochs, int):  # anything else is refused later, by name
+        every = values.get("clusters", {}).get("schedule", {}).get("every", 1)
+        schedule = {
+            "growth_rounds": max(1, round(_GROWTH_SHARE * epochs / every)),
+            "settle_epochs": min(2, epochs // 4),
+        }
+        values = merged(values, {"clusters": {"schedule": schedule}})
+    return values
+
+
+def _chosen(values: Mapping[str, Any], section: str, key: str, default: Any) -> Any:
+    inner = values.get(section)
+    return inner.get(key, default) if isinstance(inner, Mapping) else default
+
+
+# --- dataclasses and plain values ----------------------------------------------------------------
+
+
+def _values_of(config: Any) -> dict[str, Any]:
+    """Nested plain values, None as False; every field is there."""
+    values: dict[str, Any] = {}
+    for option in dataclasses.fields(config):
+        value = getattr(config, option.name)
+        if dataclasses.is_dataclass(value):
+            value = _values_of(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        values[option.name] = False if value is None else value
+    # TOML wants plain values before sections.
+    return dict(sorted(values.items(), key=lambda pair: isinstance(pair[1], dict)))
+
+
+def _dataclass_from(kind: type[T], values: object, where: str) -> T:
+    """where : the dotted path of sections, "" at the top"""
+    place = f"[{where}]" if where else "the configuration"
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} is {values!r}; wanted a section {place} of keys and values")
+    hints = typing.get_type_hints(kind)
+    options = {option.name: option for option in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in options:
+            raise ConfigError(f"{place} has no key {key!r}; {nearest_name(key, options)}")
+    arguments = {}
+    for name, option in options.items():
+        path = f"{where}.{name}" if where else name
+        if name in values:
+            arguments[name] = _value_from(hints[name], values[name], path)
+        elif dataclasses.is_dataclass(hints[name]):
+            arguments[name] = _dataclass_from(hints[name], {}, path)
+        elif option.default is dataclasses.MISSING:
+            raise ConfigError(f"{place} lacks the key {name!r}; give it")
+    try:
+        return kind(**arguments)
+    except ArgumentError as error:
+        raise ConfigError(f"{place}: {error}") from error
+
+
+def _value_from(hint: Any, value: object, path: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _dataclass_from(hint, value, path)
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+        return None if value is False else _value_from(inner, value, path)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise ConfigError(f"{path} is {value!r}; {nearest_name(str(value), choices)}")
+        return value
+    if origin is tuple:
+        inner = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{path} is {value!r}; wanted a list")
+        return tuple(_value_from(inner, part, path) for part in value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and is_number:
+        return float(value)  # type: ignore[arg-type]
+    if type(value) is not hint:
+        wanted = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}[hint]
+        raise ConfigError(f"{path} is {value!r}; wanted {wanted}")
+    return value

@@ -1,0 +1,1 @@
+"""The HTML report: run folders in, one self-contained page out."""

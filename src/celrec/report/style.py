@@ -1,0 +1,149 @@
+"""How charts look: colours, the empty figure, and helpers that place and cut."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+# role: (on white paper, on a dark screen)
+COLOURS = {
+    "ink": ("#1d2733", "#e6eaef"),
+    "quiet": ("#5c6773", "#a3adb8"),
+    "rule": ("#e2e6ea", "#333c46"),
+    "paper": ("#ffffff", "#14191f"),
+    "veil": ("rgba(255,255,255,0.78)", "rgba(20,25,31,0.72)"),
+    "clustered": ("#1a66c2", "#6cb0ff"),
+    "hashed": ("#b2500a", "#f0a35e"),
+    "full": ("#56606b", "#b4bdc7"),
+    "fourth": ("#7a3fc4", "#c09bf2"),
+    "fifth": ("#0c7a60", "#5cc9a9"),
+}
+INK, QUIET, RULE, PAPER, VEIL = (
+    COLOURS[role][0] for role in ("ink", "quiet", "rule", "paper", "veil")
+)
+
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+
+
+def role_of(embedding: str) -> str:
+    """The key in COLOURS of an embedding, the same on the whole page."""
+    if embedding in ("clustered", "hashed", "full"):
+        return embedding
+    return ("fourth", "fifth")[sum(map(ord, embedding)) % 2]
+
+
+def method_colour(embedding: str) -> str:
+    """The colour of an embedding on white paper."""
+    return COLOURS[role_of(embedding)][0]
+
+
+def empty_figure(
+    width: int, height: int, *, left: int, right: int, bottom: int, top: int
+) -> go.Figure:
+    """An empty figure in the page's style."""
+    figure = go.Figure()
+    axis = {
+        "gridcolor": RULE,
+        "zeroline": False,
+        "linecolor": RULE,
+        "tickfont": {"color": QUIET, "size": 12},
+        "title": {"font": {"color": QUIET, "size": 12.5}, "standoff": 6},
+        "fixedrange": True,
+    }
+    figure.update_layout(
+        template=go.layout.Template(),
+        width=width,
+        height=height,
+        margin={"l": left, "r": right, "b": bottom, "t": top, "pad": 0},
+        font={"family": _FONT, "size": 12, "color": INK},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hoverlabel={
+            "bgcolor": PAPER,
+            "bordercolor": RULE,
+            "font": {"color": INK, "size": 13, "family": _FONT},
+            "align": "left",
+        },
+        showlegend=False,
+        hovermode="closest",
+        dragmode=False,
+        xaxis=axis,
+        yaxis=axis,
+    )
+    return figure
+
+
+def safe(text: str) -> str:
+    """Text for plotly: tags are shown, not obeyed; a new line is a line break."""
+    return html.escape(text, quote=False).replace("\n", "<br>")
+
+
+def padded(low: float, high: float, share: float) -> list[float]:
+    """A range with some room at both ends."""
+    room = share * (high - low) or 0.05 * abs(high) or 1.0
+    return [low - room, high + room]
+
+
+def whole_ticks(last: int, most: int) -> list[int]:
+    """Whole numbers from 0, a round step apart, with at most so many steps.
+
+    >>> whole_ticks(2, 4), whole_ticks(30, 4)
+    ([0, 1, 2], [0, 10, 20, 30])
+    """
+    steps = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
+    step = next(step for step in steps if last / step <= most)
+    return list(range(0, last + 1, step))
+
+
+def in_pixels(length: float, data_range: Sequence[float], pixels: float) -> float:
+    """A length on an axis of so many pixels."""
+    return length / (data_range[1] - data_range[0]) * pixels
+
+
+def spread_apart(
+    values: Sequence[float], data_range: Sequence[float], pixels: float, gap: float
+) -> list[float]:
+    """Move values apart, as little as needed, so that labels there do not meet.
+
+    gap : in pixels
+    """
+    least = gap * (data_range[1] - data_range[0]) / pixels
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    groups: list[list[int]] = []  # neighbours that touch, each spread about its middle
+
+    def places(group: list[int]) -> list[float]:
+        middle = sum(values[i] for i in group) / len(group)
+        return [middle + (n - (len(group) - 1) / 2) * least for n in range(len(group))]
+
+    for i in order:
+        groups.append([i])
+        while len(groups) > 1 and places(groups[-1])[0] - places(groups[-2])[-1] < least:
+            touching = groups.pop()
+            groups[-1] += touching
+    spread = list(values)
+    for group in groups:
+        for i, place in zip(group, places(group), strict=True):
+            spread[i] = place
+    return spread
+
+
+def mixed(colours: Sequence[str], weights: Sequence[float]) -> str:
+    """The weighted mean of colours like #1a66c2."""
+    if len(colours) == 1:
+        return colours[0]
+    channels = [[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours]
+    total = sum(weights)
+    return hex_colour(
+        tuple(
+            sum(weight * channel[i] for weight, channel in zip(weights, channels, strict=True))
+            / total
+            for i in range(3)
+        )
+    )
+
+
+def hex_colour(channels: Sequence[float]) -> str:
+    """Red, green and blue in [0, 1] as #rrggbb."""
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in channels)
