@@ -60,7 +60,7 @@ SPACE: dict[tuple[str, ...], Draw] = {
     ("training", "batch_size"): one_of(1024, 2048, 4096),
     ("training", "learning_rate"): log_uniform(1e-3, 1e-2),
     ("training", "weight_decay"): one_of(0.0, 0.01, 0.1),
-    ("training", "l2"): one_of(0.0, 0.003, 0.01, 0.03, 0.06),
+    ("training", "l2"): one_of(0.0, 0.001, 0.003, 0.01, 0.03),
     ("embedding", "init_scale"): one_of(0.1, 0.3, 1.0),
 }
 SPACE_OF_CLUSTERS: dict[tuple[str, ...], Draw] = {

@@ -62,9 +62,9 @@ def main() -> None:
         popularity_skew=0.5,
         seed=0,
     ).interactions
-    columns = [torch.tensor(column) for column in (data.user, data.item, data.label)]
-    batches = list(zip(*(column[:24_000].split(500) for column in columns), strict=True))
-    test = tuple(column[24_000:] for column in columns)
+    user, item, label = (torch.tensor(column) for column in (data.user, data.item, data.label))
+    batches = list(zip(user.split(500), item.split(500), label.split(500), strict=True))
+    batches, test = batches[:48], (user[24_000:], item[24_000:], label[24_000:])
 
     model = DotProduct(nn.Embedding(1000, 8), nn.Embedding(500, 8))
     for parameter in model.parameters():

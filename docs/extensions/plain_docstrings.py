@@ -12,7 +12,8 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-_MEANING = re.compile(r"(?P<names>\*{0,2}\w[\w, ]*?) : (?P<text>.*)")
+_MEANING = re.compile(r"(?P<names>\*{0,2}\w[\w, ]*?) :(?: (?P<text>.*)|$)")
+_NEXT_MEANING = re.compile(r" {2,}(?=\w[\w, ]* : )")
 _MARKUP = re.compile(r"([\\*_|])")
 
 
@@ -48,7 +49,7 @@ def _block_as_markup(block: list[str]) -> list[str]:
 
 def _as_list(block: list[str]) -> list[str]:
     """A list needs an empty line before its first point, and no indentation without one."""
-    lines = []
+    lines: list[str] = []
     for position, line in enumerate(block):
         is_point = line.startswith("- ")
         if is_point and position and not lines[-1].startswith(("- ", "  ")):
@@ -62,18 +63,19 @@ def _as_list(block: list[str]) -> list[str]:
 def _meanings(block: list[str]) -> Iterator[str]:
     """Lines of `name : meaning`, with the indented lines that go on, as a list of definitions."""
     names, text = "", ""
-    for line in block:
+    for line in (part for whole in block for part in _NEXT_MEANING.split(whole)):
         found = None if line.startswith(" ") else _MEANING.match(line)
         if found is None:
             text += " " + line.strip()
             continue
         if names:
             yield from _meaning(names, text)
-        names, text = found["names"], found["text"]
+        names, text = found["names"], found["text"] or ""
     yield from _meaning(names, text)
 
 
 def _meaning(names: str, text: str) -> list[str]:
+    text = re.sub(" {2,}", ", ", text)  # columns of the source, such as "int (N,)    values"
     return [", ".join(f"``{name}``" for name in names.split(", ")), f"    {_escaped(text)}"]
 
 

@@ -67,7 +67,8 @@ def test_options_reach_the_configuration(celrec: CommandLine, tmp_path: Path) ->
     for section, keys in expected.items():
         for key, value in keys.items():
             assert written[section][key] == value, (section, key)
-    assert written["clusters"]["schedule"] == {"growth_rounds": 3, "settle_epochs": 1, "every": 1}
+    schedule = written["clusters"]["schedule"]
+    assert (schedule["growth_rounds"], schedule["settle_epochs"]) == (3, 1)
     assert written["seed"] == 11
 
 

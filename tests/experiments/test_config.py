@@ -74,9 +74,11 @@ def test_defaults_follow_the_task() -> None:
     assert (binary.model.kind, binary.model.width) == ("gmf", 32)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 6, 30])
-def test_clusters_finish_growing_in_any_number_of_epochs(epochs: int) -> None:
-    schedule = RunConfig.from_values(minimal(training={"epochs": epochs})).clusters.schedule
+@pytest.mark.parametrize("task", ["rating", "binary"])
+@given(epochs=st.integers(1, 100))
+def test_clusters_finish_growing_in_any_number_of_epochs(task: str, epochs: int) -> None:
+    config = RunConfig.from_values(minimal(task={"kind": task}, training={"epochs": epochs}))
+    schedule = config.clusters.schedule
     rounds = sum(schedule.is_due(epoch, epochs) for epoch in range(epochs))
     assert 1 <= schedule.growth_rounds <= rounds
 

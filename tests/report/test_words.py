@@ -7,7 +7,14 @@ import dataclasses
 import pytest
 
 from celrec.report.read import ResultRow
-from celrec.report.words import bytes_title, headline, rival_sentence, table_note, unbroken
+from celrec.report.words import (
+    bytes_title,
+    headline,
+    leading_row,
+    rival_sentence,
+    table_note,
+    unbroken,
+)
 
 CLUSTERED = ResultRow(
     embedding="clustered",
@@ -72,6 +79,14 @@ def test_the_headline_says_larger() -> None:
     assert "2.0 times larger than full tables, and 0.016 worse" in headline(
         [larger, FULL], [], "binary"
     )
+
+
+def test_the_headline_is_about_the_smallest_table_that_is_level_with_the_best() -> None:
+    larger = dataclasses.replace(CLUSTERED, rows="64", mean=0.827, total_bytes=19_009)
+    smaller = dataclasses.replace(CLUSTERED, rows="8", mean=0.82, total_bytes=4_673)
+    assert leading_row([larger, CLUSTERED, smaller, FULL], "binary") == CLUSTERED
+    one_seed = dataclasses.replace(CLUSTERED, std=None)
+    assert leading_row([one_seed, dataclasses.replace(larger, std=None)], "binary").rows == "64"
 
 
 def test_the_headline_without_full_tables() -> None:

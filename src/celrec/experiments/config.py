@@ -262,10 +262,10 @@ def default_values(chosen: Mapping[str, Any]) -> dict[str, Any]:
     epochs = _chosen(chosen, "training", "epochs", values["training"]["epochs"])
     if isinstance(epochs, int):  # anything else is refused later, by name
         every = values.get("clusters", {}).get("schedule", {}).get("every", 1)
-        schedule = {
-            "growth_rounds": max(1, round(_GROWTH_SHARE * epochs / every)),
-            "settle_epochs": min(2, epochs // 4),
-        }
+        every = min(every, max(1, epochs // 4))  # in a short run no round is left out
+        settle = min(2, epochs // 4)
+        growth = min(round(_GROWTH_SHARE * epochs / every), (epochs - settle) // every)
+        schedule = {"every": every, "growth_rounds": max(1, growth), "settle_epochs": settle}
         values = merged(values, {"clusters": {"schedule": schedule}})
     return values
 

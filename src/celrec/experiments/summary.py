@@ -45,8 +45,8 @@ def mean_and_std(
     figures : of each run, of the same shape. What is no number everywhere is None in both; so is
         the deviation of a single run
 
-    >>> mean_and_std([{"auc": 0.8, "cold": {"auc": 0.5}}, {"auc": 0.9, "cold": {"auc": None}}])[0]
-    {'auc': 0.85, 'cold': {'auc': None}}
+    >>> mean_and_std([{"auc": 0.5, "cold": {"auc": 0.5}}, {"auc": 1.0, "cold": {"auc": None}}])[0]
+    {'auc': 0.75, 'cold': {'auc': None}}
     """
     average: dict[str, Any] = {}
     spread: dict[str, Any] = {}

@@ -24,6 +24,7 @@ from celrec.report.style import (
     QUIET,
     RULE,
     VEIL,
+    Box,
     empty_figure,
     in_pixels,
     method_colour,
@@ -51,29 +52,24 @@ _HOVER_MEMBERS = 5
 def bytes_chart(rows: Sequence[ResultRow], task: str, width: int) -> go.Figure:
     """A test figure against bytes, a line per embedding."""
     is_narrow = width < _NARROW
-    height = 440 if width >= _WIDE else 350 if is_narrow else 310
+    height = 440 if width >= _WIDE else 350 if is_narrow else 285
     figure = empty_figure(width, height, left=52, right=16, bottom=50, top=16)
-    low = min(row.table_bytes for row in rows)
-    high = max(row.total_bytes for row in rows)
-    # Room on the right for the names of the lines.
-    first, last = math.log10(low) - 0.12, math.log10(high) + (0.12 if is_narrow else 0.1)
+    low, high = min(row.table_bytes for row in rows), max(row.total_bytes for row in rows)
+    first, last = math.log10(low) - 0.12, math.log10(high) + 0.12
     lines: dict[str, list[ResultRow]] = {}
     for row in sorted(rows, key=lambda row: row.total_bytes):
         lines.setdefault(row.name, []).append(row)
     ends = [row.mean + sign * (row.std or 0.0) for row in rows for sign in (1, -1)]
-    y_range = padded(min(ends), max(ends), 0.14)
-    # The best lines carry their labels above, the others below: so they keep apart.
-    ranked = sorted(lines, key=lambda name: max(row.mean for row in lines[name]), reverse=True)
+    y_range = padded(min(ends), max(ends), 0.16)
+    by_height = sorted(lines, key=lambda name: max(row.mean for row in lines[name]))
     full = [row for row in rows if row.embedding == "full"]
     if full and len(lines) > 1:
         colour = method_colour("full")
         figure.add_hline(full[0].mean, line={"color": colour, "width": 1, "dash": "dash"})
         figure.update_shapes(opacity=0.5, layer="below")
-    for name in reversed(ranked):
-        line = lines[name]
+    for line in (lines[name] for name in by_height):
         colour = method_colour(line[0].embedding)
         _add_rows_alone(figure, line, colour)
-        is_above = name == ranked[0] or (line == full and task == "binary")
         figure.add_trace(
             go.Scatter(
                 x=[row.total_bytes for row in line],
@@ -91,8 +87,7 @@ def bytes_chart(rows: Sequence[ResultRow], task: str, width: int) -> go.Figure:
                 hovertemplate="%{customdata[0]}<extra></extra>",
             )
         )
-        for number, row in enumerate(line):
-            _add_row_label(figure, line, number, is_above=is_above, is_narrow=is_narrow)
+    _label_rows(figure, [lines[name] for name in by_height], (first, last), y_range)
     for factors in ((1, 3), (1, 2, 3, 5), (1, 1.5, 2, 3, 4, 5, 7)):
         ticks = [10**power * factor for power in range(16) for factor in factors]
         ticks = [tick for tick in ticks if first <= math.log10(tick) <= last]
@@ -127,6 +122,60 @@ def _add_rows_alone(figure: go.Figure, line: Sequence[ResultRow], colour: str) -
                 opacity=0.55,
                 hoverinfo="skip",
             )
+        )
+
+
+def _label_rows(
+    figure: go.Figure,
+    lines: Sequence[Sequence[ResultRow]],
+    x_range: Sequence[float],
+    y_range: Sequence[float],
+) -> None:
+    """Write the name of every line at its first dot, and rows at the others, where there is room.
+
+    lines : the lowest first; x_range is in powers of ten
+    """
+    layout = figure.layout
+    across = layout.width - layout.margin.l - layout.margin.r
+    up = layout.height - layout.margin.t - layout.margin.b
+    dots = {
+        row: Box(
+            in_pixels(math.log10(row.total_bytes) - x_range[0], x_range, across),
+            in_pixels(row.mean - y_range[0], y_range, up),
+            10,
+            10 + 2 * in_pixels(row.std or 0.0, y_range, up),
+        )
+        for line in lines
+        for row in line
+    }
+    taken = list(dots.values())
+    # Names come first: they need more room than numbers.
+    wanted = [(line, line[0]) for line in reversed(lines)]
+    wanted += [(line, row) for line in reversed(lines) for row in line[1:]]
+    for line, row in wanted:
+        is_name = row is line[0]
+        texts = [cut(row.name, 32)] if is_name else []
+        texts += [f"{row.rows} rows" if is_name else row.rows] if row.rows else []
+        dot, width, height = dots[row], 8 * max(map(len, texts)), 15 * len(texts)
+        sides = (1, -1) if line is lines[-1] or row.embedding == "full" else (-1, 1)
+        places = [
+            Box(dot.x + shift, dot.y + side * (dot.height + height) / 2, width, height)
+            for side in sides
+            for shift in (0, 8 - width / 2, width / 2 - 8)
+        ]
+        inside = [place for place in places if place.left > 0 and place.right < across + 14]
+        free = [place for place in inside if not any(map(place.meets, taken))]
+        place = (free or inside or places)[0]
+        taken.append(place)
+        label = "<br>".join(safe(text) for text in texts)
+        figure.add_annotation(
+            x=math.log10(row.total_bytes),
+            y=row.mean,
+            xshift=place.x - dot.x,
+            yshift=place.y - dot.y,
+            text=f"<b>{label}</b>" if is_name else label,
+            showarrow=False,
+            font={"color": method_colour(row.embedding), "size": 12},
         )
 
 
@@ -378,21 +427,20 @@ def _label_points(
     is_narrow: bool,
 ) -> None:
     """Name popular items where their names do not meet."""
-    taken: list[tuple[float, float, float]] = []  # centre and half width of labels, in pixels
+    taken: list[Box] = []
     wanted = 8 if is_narrow else size[0] // 40
     for line in items.head(150).iter_rows(named=True):
         text = cut(name_of("item", line), 20 if is_narrow else 30)
-        across = in_pixels(line["x"] - ranges[0][0], ranges[0], size[0])
-        up = in_pixels(line["y"] - ranges[1][0], ranges[1], size[1]) + 11
-        half = 3.2 * len(text) + 4
-        is_inside = half < across < size[0] - half and up < size[1] - 12
-        is_free = all(
-            abs(across - other) > half + other_half or abs(up - height) > 17
-            for other, height, other_half in taken
+        place = Box(
+            in_pixels(line["x"] - ranges[0][0], ranges[0], size[0]),
+            in_pixels(line["y"] - ranges[1][0], ranges[1], size[1]) + 11,
+            6.4 * len(text) + 8,
+            17,
         )
-        if not (is_inside and is_free):
+        is_inside = place.left > 0 and place.right < size[0] and place.y < size[1] - 12
+        if not is_inside or any(map(place.meets, taken)):
             continue
-        taken.append((across, up, half))
+        taken.append(place)
         figure.add_annotation(
             x=line["x"],
             y=line["y"],

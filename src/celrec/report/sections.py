@@ -27,7 +27,6 @@ from celrec.report.read import FIGURE, Method, ResultRow, Run
 from celrec.report.split_tree import SplitTree, replay_splits
 from celrec.report.words import (
     axis_of,
-    best_row,
     bytes_title,
     cold_title,
     cut,
@@ -35,6 +34,7 @@ from celrec.report.words import (
     full_row,
     growth_title,
     largest_cluster,
+    leading_row,
     rival_row,
 )
 
@@ -105,7 +105,7 @@ def _representative(methods: Sequence[Method]) -> _Shown | None:
     candidates = [
         _Shown(method, run)
         for method in methods
-        for run in method.runs[:1]
+        for run in method.runs
         if clusters_of(run, "item", None) or clusters_of(run, "user", None)
     ]
     return max(candidates, key=lambda shown: shown.method.num_rows, default=None)
@@ -141,7 +141,8 @@ def _growth_section(methods: Sequence[Method]) -> Section | None:
     if not growing:
         return None
     growing.sort(key=lambda method: method.num_rows)
-    runs = {_short_label(method, growing): method.runs[0] for method in growing}
+    labels = _short_labels(growing)
+    runs = {label: method.runs[0] for label, method in zip(labels, growing, strict=True)}
     drawn = []
     for entity in ("user", "item"):
         lines = {
@@ -275,8 +276,8 @@ def _compared(methods: Sequence[Method], rows: Sequence[ResultRow], task: str) -
     """Clustered against its rivals, or, without rivals, as many methods as stay legible."""
     if not rows:
         return []
-    best = best_row(rows, task)
-    chosen = [best, rival_row(rows, best, task), full_row(rows, task)]
+    leading = leading_row(rows, task)
+    chosen = [leading, rival_row(rows, leading, task), full_row(rows, task)]
     labels = dict.fromkeys(row.label for row in chosen if row is not None)
     finished = {method.label: method for method in methods if method.finished}
     if len(labels) == 1:
@@ -314,8 +315,13 @@ def _growth_chart(
     )
 
 
-def _short_label(method: Method, methods: Sequence[Method]) -> str:
-    """The rows alone, where they tell the methods apart."""
-    short = f"{method.rows} rows"
-    is_enough = method.rows and [m.rows for m in methods].count(method.rows) == 1
-    return short if is_enough and len(short) <= 9 else cut(method.rows or method.label, 9)
+def _short_labels(methods: Sequence[Method]) -> list[str]:
+    """Up to ten characters for each, all different: the rows, or what else tells methods apart."""
+    labels: list[str] = []
+    for method in methods:
+        label = f"{method.rows} rows" if len(method.rows) < 5 else method.rows
+        label = cut(method.variant or label, 9)
+        while label in labels:
+            label += "*"
+        labels.append(label)
+    return labels

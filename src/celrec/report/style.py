@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
@@ -73,6 +74,37 @@ def empty_figure(
         yaxis=axis,
     )
     return figure
+
+
+@dataclass(frozen=True)
+class Box:
+    """A label's place, in pixels.
+
+    x, y : its centre
+
+    >>> Box(0, 0, 10, 4).meets(Box(9, 3, 10, 4)), Box(0, 0, 10, 4).meets(Box(11, 0, 10, 4))
+    (True, False)
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    @property
+    def left(self) -> float:
+        return self.x - self.width / 2
+
+    @property
+    def right(self) -> float:
+        return self.x + self.width / 2
+
+    def meets(self, other: Box) -> bool:
+        """Whether the two overlap."""
+        return (
+            abs(self.x - other.x) < (self.width + other.width) / 2
+            and abs(self.y - other.y) < (self.height + other.height) / 2
+        )
 
 
 def safe(text: str) -> str:

@@ -82,14 +82,14 @@ def headline(rows: Sequence[ResultRow], methods: Sequence[Method], task: str) ->
     """
     if not rows:
         return _progress(methods)
-    row = best_row(rows, task)
+    row = leading_row(rows, task)
     reached = f"{figure_name(task)} {plus_minus(row.mean, row.std)}"
     reached += f" in {readable_bytes(row.total_bytes)}"
     if row.embedding == "full":
         return f"Full tables reach {reached}."
     subject = f"{row.embedding.capitalize()} embeddings"
     if row.rows:
-        subject += f" with {row.rows} rows per table"
+        subject += f" with {row.rows} rows" + ("" if " + " in row.rows else " per table")
     full = full_row(rows, task)
     if full is None:
         return f"{subject} reach {reached}, {_size(row)} than full tables would be."
@@ -98,7 +98,7 @@ def headline(rows: Sequence[ResultRow], methods: Sequence[Method], task: str) ->
 
 def rival_sentence(rows: Sequence[ResultRow], task: str) -> str:
     """What another embedding does with as many bytes; "" without one."""
-    row = best_row(rows, task) if rows else None
+    row = leading_row(rows, task) if rows else None
     rival = rival_row(rows, row, task) if row else None
     if rival is None:
         return ""
@@ -111,7 +111,7 @@ def rival_sentence(rows: Sequence[ResultRow], task: str) -> str:
 def bytes_title(rows: Sequence[ResultRow], task: str) -> str:
     """What the chart of accuracy against bytes shows; neutral unless the figures are clear."""
     name = figure_name(task)
-    row, full = best_row(rows, task), full_row(rows, task)
+    row, full = leading_row(rows, task), full_row(rows, task)
     if full is None or row is full or row.times_smaller < 2:
         return f"{name} against bytes"
     gain = _gain(row, full, task)
@@ -123,10 +123,14 @@ def bytes_title(rows: Sequence[ResultRow], task: str) -> str:
     return f"{name} against bytes"
 
 
-def best_row(rows: Sequence[ResultRow], task: str) -> ResultRow:
-    """The best clustered line; without one, the best of all."""
-    chosen = [row for row in rows if row.embedding == "clustered"] or list(rows)
-    return _best(chosen, task)
+def leading_row(rows: Sequence[ResultRow], task: str) -> ResultRow:
+    """The smallest clustered line that is level with the best; without one, the best of all."""
+    clustered = [row for row in rows if row.embedding == "clustered"]
+    if not clustered:
+        return _best(rows, task)
+    best = _best(clustered, task)
+    level = [row for row in clustered if _gain(best, row, task) <= _spread(best, row)]
+    return min(level, key=lambda row: row.total_bytes)
 
 
 def full_row(rows: Sequence[ResultRow], task: str) -> ResultRow | None:
@@ -172,7 +176,7 @@ def _best(rows: Sequence[ResultRow], task: str) -> ResultRow:
 
 def _gain(row: ResultRow, other: ResultRow, task: str) -> float:
     """How much better a line is, as a reader subtracts the rounded figures."""
-    gain = round(row.mean, 3) - round(other.mean, 3)
+    gain = round(round(row.mean, 3) - round(other.mean, 3), 3)
     return gain if task == "binary" else -gain
 
 
