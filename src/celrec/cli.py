@@ -588,6 +588,8 @@ def demo(
     """
     from celrec.experiments.demo import run_demo, show_demo
 
+    if json_file is not None:  # now, rather than after minutes
+        json_file.parent.mkdir(parents=True, exist_ok=True)
     try:
         result = run_demo(out_dir, quick=quick, console=err)
     except KeyboardInterrupt:

@@ -200,7 +200,7 @@ def real_demo_data(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_quick_demo_writes_rows_and_report_and_can_run_again(
     celrec: CommandLine, tmp_path: Path
 ) -> None:
-    folder, file = tmp_path / "demo", tmp_path / "rows.json"
+    folder, file = tmp_path / "demo", tmp_path / "new" / "rows.json"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     done = celrec("demo", "--quick", "--out", folder, "--json", file)

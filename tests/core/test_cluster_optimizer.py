@@ -15,6 +15,7 @@ from celrec import (
     ClusteredEmbeddingBag,
     ClusterOptimizer,
     ClusterSchedule,
+    GainSplit,
     PaperSplit,
     ReassignRule,
 )
@@ -183,8 +184,31 @@ def test_batch_normalization_is_seen_in_evaluation_mode_and_training_mode_is_res
     assert int(model[1].num_batches_tracked) == 0
 
 
+def test_steps_that_raise_the_loss_are_taken_back() -> None:
+    """A squared error far from nats: its squared gradients are far below its curvature."""
+    torch.manual_seed(0)
+    table = ClusteredEmbedding.from_pretrained(
+        torch.tensor([[1.0, 1.0]]), torch.zeros(8, dtype=torch.long), max_clusters=4, freeze=False
+    )
+    ids = torch.arange(8).repeat(500)
+    target = 2 + 0.01 * torch.where(ids < 3, 1.0, -1.0)
+
+    def per_sample_loss(batch: Any) -> Tensor:
+        return (table(batch[0]).sum(1) - batch[1]).square()
+
+    rule = GainSplit(eta=1.0, damping=1e-9)
+    clusters = ClusterOptimizer(
+        table, None, per_sample_loss, ClusterSchedule(growth_rounds=1), split_rule=rule
+    )
+    before = per_sample_loss((ids, target)).sum().item()
+    with pytest.warns(UserWarning, match=r"raised the loss .* were taken back.*in nats\?"):
+        clusters.round([(ids, target)])
+    assert table.num_clusters == 2
+    assert per_sample_loss((ids, target)).sum().item() <= before * (1 + 1e-6)
+
+
 class Dropping:
-    """A loader that gives other samples each time."""
+    """A loader that gives other samples each time, as many."""
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
@@ -193,9 +217,12 @@ class Dropping:
         yield torch.randint(8, (6,), generator=self.generator)
 
 
-def test_a_loader_that_gives_other_samples_is_named() -> None:
+@pytest.mark.parametrize("max_clusters", [4, 8])  # full, and about to split
+def test_a_loader_that_gives_other_samples_is_named(max_clusters: int) -> None:
     torch.manual_seed(0)
-    table = ClusteredEmbedding.from_pretrained(torch.randn(4, 3), torch.arange(8) % 4)
+    table = ClusteredEmbedding.from_pretrained(
+        torch.randn(4, 3), torch.arange(8) % 4, max_clusters=max_clusters
+    )
     with pytest.raises(SampleError, match="'Dropping' saw different samples"):
         ClusterOptimizer(table, None, simple(table)).round(Dropping())
 

@@ -101,6 +101,7 @@ class ClusterOptimizer:
     >>> from celrec.core.embedding import ClusteredEmbedding
     >>> _ = torch.manual_seed(0)
     >>> table = ClusteredEmbedding(6, 2, max_clusters=2)
+    >>> _ = torch.nn.init.constant_(table.weight, 0.1)
     >>> entity = torch.arange(6).repeat(20)
     >>> target = torch.where(entity < 3, 1.0, -1.0)
     >>> def per_sample_loss(batch):
@@ -227,6 +228,9 @@ class _TableRound:
             1, owner.max_statistics_bytes // bytes_per_entity(self.table.embedding_dim)
         )
         self.events: list[Event] = []
+        self.loss_before = 0.0
+        self.pairs: list[tuple[int, int]] = []  # of the splits of this round
+        self.parent_rows = self.table.weight.detach()[:0]  # before them
 
     def run(self) -> list[Event]:
         table = self.table
@@ -240,6 +244,7 @@ class _TableRound:
         # Where the statistics were taken: splits below change rows, not what was measured.
         known = (found, self._vectors(seen)) if fits else None
 
+        self.loss_before = found.total_loss
         num_splits = self.owner.num_splits(table)
         if num_splits:
             self._split(num_splits, seen, found.statistics if fits else None)
@@ -265,7 +270,8 @@ class _TableRound:
         plan = SplitPlan(tuple(splits)).largest(num_splits)
         if not plan.splits:
             return
-        pairs = self.table.commit_split(plan)
+        self.parent_rows = rows[[split.cluster for split in plan.splits]].clone()
+        self.pairs = pairs = self.table.commit_split(plan)
         self.table.renormalize(self.table.live_clusters())
         self.owner.carry_optimizer_state(self.name, pairs)
         self.loss.rows_have_changed()
@@ -281,6 +287,23 @@ class _TableRound:
                     split.num_staying,
                 )
             )
+
+    def _take_back_starts(self, loss_now: float) -> bool:
+        """Start the children as copies of their parents after all, if their steps raised the loss.
+
+        loss_now : the total loss after this round's splits, in nats
+        """
+        if not self.pairs or loss_now <= self.loss_before + 1e-6 * abs(self.loss_before):
+            return False
+        for row, pair in zip(self.parent_rows, self.pairs, strict=True):
+            self.table.weight.data[list(pair)] = row
+        self.loss.rows_have_changed()
+        self.owner.warn_once(
+            f"the first steps of new clusters of table {self.name!r} raised the loss from "
+            f"{self.loss_before:.6g} to {loss_now:.6g} and were taken back; is per_sample_loss in "
+            "nats? Squared errors must be divided by twice the mean squared error"
+        )
+        return True
 
     def _statistics_of_whole_clusters(self, seen: Tensor) -> Iterator[EntityStatistics]:
         """Statistics in blocks that hold all members of their clusters.
@@ -312,13 +335,17 @@ class _TableRound:
         live = self.table.live_clusters()
         penalties = self._penalties(live, seen)
         plans = []
+        loss_now = 0.0
         for found, vectors in self._known_blocks(seen, known):
             entities = found.statistics.entities
             present = self._clusters(entities)
             proposals = self._propose(self.rule, found, vectors, present, live, penalties)
             losses = proposal_losses(self.table, self.loss, entities, proposals)
+            loss_now += float(losses[:, 0].sum())
             priors = penalties[torch.cat([present.unsqueeze(1), proposals.clamp_min(0)], 1)]
             plans.append(decide(entities, present, proposals, losses, priors))
+        if self._take_back_starts(loss_now):
+            return  # the losses that the plans rest on are of rows that are gone
         plan = ReassignPlan.joined(plans)
         self.table.commit_moves(plan)
         self.loss.total_has_changed(plan.loss_change)
@@ -345,6 +372,9 @@ class _TableRound:
         entity, target = torch.cat(entities), torch.cat(targets)
         order = torch.randperm(entity.numel(), generator=self.owner.generator).to(entity.device)
         before = objective = self._objective(seen, penalties)
+        prior = float(penalties[self._clusters(seen)].sum())
+        if self._take_back_starts(objective - prior):
+            return
         kept = []
         for half in order.tensor_split(2):
             plan = ReassignPlan(entity[half], self._clusters(entity[half]), target[half])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -24,7 +24,7 @@ class SplitEvent:
     cluster: int
     new_cluster: int
     gain: float
-    entities: Tensor
+    entities: Tensor = field(repr=False)
     num_staying: int
 
     def summary(self) -> dict[str, Any]:
@@ -55,9 +55,9 @@ class MoveEvent:
     table: str
     round: int
     reason: MoveReason
-    entities: Tensor
-    from_cluster: Tensor
-    to_cluster: Tensor
+    entities: Tensor = field(repr=False)
+    from_cluster: Tensor = field(repr=False)
+    to_cluster: Tensor = field(repr=False)
     objective_before: float
     objective_after: float
 

@@ -197,7 +197,7 @@ def proposal_losses(
     for proposal in proposals.T:
         columns.append(present.clone())
         columns[-1][entities] = torch.where(proposal >= 0, proposal, present[entities])
-    slot_of = torch.full_like(present, -1)
+    slot_of = present.new_full((present.numel() + 1,), -1)  # the last line is for no entity
     slot_of[entities] = torch.arange(entities.numel(), device=entities.device)
     losses = torch.zeros(len(columns), entities.numel(), dtype=torch.float64, device=present.device)
 
@@ -206,7 +206,9 @@ def proposal_losses(
         for batch in samples:
             probe.cluster_of = present
             now = samples.losses(batch)
-            slots = slot_of[_entity_of_sample(table, probe.take(), now.numel())]  # (B,)
+            entity_of = _entity_of_sample(table, probe.take(), now.numel())  # (B,)
+            samples.count_entities(entity_of.clamp_min(0))
+            slots = slot_of[entity_of]
             used = slice(None) if bool((slots >= 0).all()) else slots >= 0
             slots = slots[used]
             losses[0].index_add_(0, slots, now[used].double())
@@ -218,7 +220,7 @@ def proposal_losses(
 
 
 def _entity_of_sample(table: ClusteredTable, look_ups: list[LookUp], num_samples: int) -> Tensor:
-    """The entity of the table that each sample looks up, (B,); -1, the last line, for none."""
+    """The entity of the table that each sample looks up, (B,); -1 for none."""
     if len(look_ups) == 1 and look_ups[0].is_one_per_sample and table.padding_idx is None:
         return look_ups[0].ids.long()
     entity_of = torch.full((num_samples,), -1, device=table.weight.device)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -166,16 +166,18 @@ class SampleLoss:
         """Go on to another table."""
         self.table_name = table_name
         self.sample_of = sample_of
+        if self.expected is not None:
+            self.expected = replace(self.expected, id_sum=None)
 
     def rows_have_changed(self) -> None:
         """Expect another total loss of the same samples."""
         if self.expected is not None:
-            self.expected = Totals(self.expected.num_samples, None)
+            self.expected = replace(self.expected, loss=None)
 
     def total_has_changed(self, change: float) -> None:
         """Expect a total loss that differs by `change` nats."""
         if self.expected is not None and self.expected.loss is not None:
-            self.expected = Totals(self.expected.num_samples, self.expected.loss + change)
+            self.expected = replace(self.expected, loss=self.expected.loss + change)
 
     @contextmanager
     def new_pass(self) -> Iterator[SamplePass]:
@@ -187,13 +189,16 @@ class SampleLoss:
 
 @dataclass(frozen=True)
 class Totals:
-    """What the next pass must find: as many samples, and this total loss in nats.
+    """What the next pass must find.
 
-    loss : None where rows have changed since the last pass, and the total with them
+    num_samples : how many samples
+    loss : their total, in nats; None where rows have changed since the last pass
+    id_sum : the sum of the entities that they look up; None where that is not known
     """
 
     num_samples: int
     loss: float | None
+    id_sum: int | None = None
 
 
 class SamplePass:
@@ -203,6 +208,7 @@ class SamplePass:
         self.owner = owner
         self.num_samples = 0
         self.total = torch.zeros((), dtype=torch.float64)
+        self.id_sum: int | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.owner.batches)
@@ -214,12 +220,18 @@ class SamplePass:
         self.total += losses.detach().sum(dtype=torch.float64).cpu()
         return losses
 
+    def count_entities(self, ids: Tensor) -> None:
+        """Take the entities that a batch looks up, each once per sample, into the totals."""
+        self.id_sum = int(ids.sum()) + (self.id_sum or 0)
+
     def proposed_losses(self, batch: Any) -> Tensor:
         """The losses (B,) of a batch as they might be, checked but not counted."""
         losses = self.owner.function(batch)
         name = self.owner.table_name
         if not isinstance(losses, Tensor) or losses.dim() != 1:
-            found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            found = f"a {type(losses).__name__}"
+            if isinstance(losses, Tensor):
+                found = f"a tensor of shape {tuple(losses.shape)}"
             raise LossError(
                 f"per_sample_loss gave {found} in the round of table {name!r}; wanted a tensor of "
                 "shape (B,), one loss per sample (reduction='none')"
@@ -237,17 +249,22 @@ class SamplePass:
         total, last = float(self.total), self.owner.expected
         if last is not None:
             is_other = last.num_samples != self.num_samples
+            if last.id_sum is not None and self.id_sum is not None:
+                is_other |= last.id_sum != self.id_sum
             if last.loss is not None:
                 is_other |= abs(total - last.loss) > _TOTAL_TOLERANCE * max(1.0, abs(last.loss))
             if is_other:
+                loss = "" if last.loss is None else f" with a total loss of {last.loss:.6g}"
                 raise SampleError(
                     f"two passes over {type(self.owner.batches).__name__!r} saw different samples "
-                    f"({last.num_samples} with total loss {last.loss}, then {self.num_samples} "
-                    f"with {total:.6g}); a round needs the same samples in every pass: use a "
-                    "loader without random sampling, dropped remainders or augmentation, and a "
-                    "loss without dropout"
+                    f"({last.num_samples}{loss}, then {self.num_samples} with {total:.6g}); a "
+                    "round needs the same samples in every pass: use a loader without random "
+                    "sampling, dropped remainders or augmentation, and a loss without dropout"
                 )
-        self.owner.expected = Totals(self.num_samples, total)
+        id_sum = self.id_sum
+        if id_sum is None and last is not None:
+            id_sum = last.id_sum
+        self.owner.expected = Totals(self.num_samples, total, id_sum)
 
 
 def check_samples_are_separate(

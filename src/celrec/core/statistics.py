@@ -53,12 +53,14 @@ class StatisticsPass:
     statistics : of the entities asked for
     fisher : (D, D)           sum over all samples of dl_j/dx dl_j/dx^T, whatever the entity
     count : int64 (N,)        n_e of all entities, asked for or not
+    total_loss : of all samples, in nats
     is_interacting : whether some sample looks up several entities of the table
     """
 
     statistics: EntityStatistics
     fisher: Tensor
     count: Tensor
+    total_loss: float
     is_interacting: bool
 
 
@@ -102,6 +104,7 @@ def collect_statistics(
             gradients = torch.autograd.grad(losses.sum(), vectors, allow_unused=True)
             pairs = _sample_entity_pairs(table, probe.take(), gradients, len(losses))
             is_interacting |= pairs.is_interacting
+            samples.count_entities(pairs.entities)
             count.index_add_(0, pairs.entities, torch.ones_like(pairs.entities))
             slots, sums = pairs.entities, pairs.gradients.to(dtype)
             fisher.addmm_(sums.T, sums)
@@ -127,7 +130,7 @@ def collect_statistics(
         curvature,
     )
     found = everything if seen.numel() == num_slots else everything.select(seen)
-    return StatisticsPass(found, fisher, count, is_interacting)
+    return StatisticsPass(found, fisher, count, float(samples.total), is_interacting)
 
 
 @dataclass(frozen=True)
