@@ -178,8 +178,8 @@ def test_proposals_are_the_best_by_the_full_curvature_of_the_shared_correlations
     present = torch.randint(num_clusters, (num_entities,), generator=generator)
     penalties = torch.rand(num_clusters, generator=generator)
     rule = ReassignRule(num_proposals=3, correlation_rank=rank, damping=0.5)
-    statistics = EntityStatistics(torch.arange(num_entities), count, g, h)
-    found = rule.propose(statistics, fisher, x, present, rows, penalties)
+    statistics = EntityStatistics(torch.arange(num_entities), count, g, h, fisher)
+    found = rule.propose(statistics, x, present, rows, penalties)
 
     spread = fisher.diagonal().sqrt()
     values, vectors = torch.linalg.eigh(fisher / spread / spread.unsqueeze(1))

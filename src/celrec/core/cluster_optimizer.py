@@ -48,6 +48,9 @@ from celrec.errors import ArgumentError, SampleError, check_count
 _Known = tuple[StatisticsPass, Tensor]
 """Statistics of E entities and the vectors, (E, D), at which they were taken."""
 
+_TOLERATED_RISE = 0.02
+"""Of the loss, by the first steps of new clusters: it comes back with the moves that follow."""
+
 _NO_ENTITIES = torch.empty(0, dtype=torch.long)
 
 
@@ -293,7 +296,7 @@ class _TableRound:
 
         loss_now : the total loss after this round's splits, in nats
         """
-        if not self.pairs or loss_now <= self.loss_before + 1e-6 * abs(self.loss_before):
+        if not self.pairs or loss_now <= self.loss_before + _TOLERATED_RISE * abs(self.loss_before):
             return False
         for row, pair in zip(self.parent_rows, self.pairs, strict=True):
             self.table.weight.data[list(pair)] = row
@@ -410,7 +413,6 @@ class _TableRound:
         rows = self.table.weight.detach()[live]
         positions = rule.propose(
             found.statistics,
-            found.fisher,
             vectors,
             position_of[present],
             rows,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from celrec.core.codes import unpack
 from celrec.core.recording import LookUp, ProposalProbe, SampleLoss, attached
-from celrec.core.statistics import EntityStatistics
+from celrec.core.statistics import EntityStatistics, correlation_of
 from celrec.errors import check_count, check_number
 
 if TYPE_CHECKING:
@@ -97,7 +97,6 @@ class ReassignRule:
     def propose(
         self,
         statistics: EntityStatistics,
-        fisher: Tensor,
         vectors: Tensor,
         present: Tensor,
         rows: Tensor,
@@ -108,7 +107,6 @@ class ReassignRule:
         """Name the clusters worth evaluating for each entity.
 
         statistics : of E entities      vectors : (E, D), where the statistics were taken
-        fisher : (D, D)                 of all samples of the table, up to a factor
         present : int64 (E,)            position of the present cluster among the K
         rows : (K, D)                   live rows     penalties : (K,)
         only_better : leave out clusters whose estimate is no better than the present one's
@@ -121,7 +119,9 @@ class ReassignRule:
         proposals = present.new_empty(present.numel(), num_proposals)
         rows = rows.to(statistics.gradient.dtype)
         penalties = penalties.to(rows.dtype)
-        directions = principal_correlations(fisher, self.correlation_rank)
+        directions = rows[:0]
+        if statistics.fisher is not None:
+            directions = principal_correlations(statistics.fisher, self.correlation_rank)
         for start in range(0, present.numel(), _ENTITIES_AT_A_TIME):
             part = slice(start, start + _ENTITIES_AT_A_TIME)
             estimates = self._estimates(
@@ -173,9 +173,7 @@ def principal_correlations(fisher: Tensor, rank: int) -> Tensor:
     rank : R' >= 0
     returns : (R, D), R = min(R', D); c_r with sum_r c_r c_r^T nearest to the correlation matrix
     """
-    deviation = fisher.diagonal().sqrt().clamp_min(torch.finfo(fisher.dtype).tiny)
-    correlation = fisher / deviation / deviation.unsqueeze(1)
-    values, vectors = torch.linalg.eigh(correlation)
+    values, vectors = torch.linalg.eigh(correlation_of(fisher))
     rank = min(rank, len(values))
     return (vectors * values.clamp_min(0).sqrt()).T.flip(0)[:rank]
 

@@ -74,7 +74,9 @@ class GainSplit:
         1/2 [ G_L^2/(H_L+damping) + G_R^2/(H_R+damping) - G^2/(H+damping) ],  summed over D,
 
     is largest, as in gradient-boosted trees (Chen & Guestrin, "XGBoost", KDD 2016, eq. 7). A child
-    starts at the parent's row plus `eta` times its own Newton step -G_c/(H_c+damping).
+    starts at the parent's row plus `eta` times its own Newton step -G_c/(H_c+damping). Steps that
+    know the correlations of the table's gradients lower the loss more at once and end lower in
+    validation AUC on ML-1M, at any eta: it is the overshoot that sets the children apart.
 
     eta : in [0, 1]; 0 starts both children as copies of the parent
     damping : > 0, samples' worth of curvature that hold a row in place

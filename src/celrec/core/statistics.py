@@ -32,17 +32,24 @@ class EntityStatistics:
     count : int64 (E,)      n_e >= 1
     gradient : (E, D)       g_e, in nats per unit of the vector
     curvature : (E, D)      h_e >= 0
+    fisher : (D, D)         sum over all samples of the table of dl_j/dx dl_j/dx^T, whatever the
+        entity; its correlations stand for those of each entity. None: none are known
     """
 
     entities: Tensor
     count: Tensor
     gradient: Tensor
     curvature: Tensor
+    fisher: Tensor | None = None
 
     def select(self, index: Tensor) -> EntityStatistics:
         """The statistics at some positions, (M,), of the E entities."""
         return EntityStatistics(
-            self.entities[index], self.count[index], self.gradient[index], self.curvature[index]
+            self.entities[index],
+            self.count[index],
+            self.gradient[index],
+            self.curvature[index],
+            self.fisher,
         )
 
 
@@ -51,14 +58,12 @@ class StatisticsPass:
     """What one pass over the samples finds.
 
     statistics : of the entities asked for
-    fisher : (D, D)           sum over all samples of dl_j/dx dl_j/dx^T, whatever the entity
     count : int64 (N,)        n_e of all entities, asked for or not
     total_loss : of all samples, in nats
     is_interacting : whether some sample looks up several entities of the table
     """
 
     statistics: EntityStatistics
-    fisher: Tensor
     count: Tensor
     total_loss: float
     is_interacting: bool
@@ -128,9 +133,10 @@ def collect_statistics(
         wanted,
         gradient,
         curvature,
+        fisher,
     )
     found = everything if seen.numel() == num_slots else everything.select(seen)
-    return StatisticsPass(found, fisher, count, float(samples.total), is_interacting)
+    return StatisticsPass(found, count, float(samples.total), is_interacting)
 
 
 @dataclass(frozen=True)
@@ -171,3 +177,14 @@ def _sample_entity_pairs(
     return _Pairs(
         pair % table.num_embeddings, summed, is_interacting=num_seen_samples < pair.numel()
     )
+
+
+def correlation_of(fisher: Tensor) -> Tensor:
+    """The correlation matrix, (D, D), of gradients whose outer products sum to `fisher`.
+
+    A coordinate that never has a gradient correlates with none.
+    """
+    deviation = fisher.diagonal().sqrt()
+    scale = torch.where(deviation > 0, 1 / deviation, 0)
+    correlation = fisher * scale * scale.unsqueeze(1)
+    return correlation.fill_diagonal_(1)
