@@ -269,12 +269,13 @@ def _readable(path: Path) -> Iterator[None]:
 def _check_column(source: str | Path, role: str, column: str | None, found: Sequence[str]) -> None:
     if column is None or column in found:
         return
+    option = "time" if role == "timestamp" else role
     hint = ""
     if len(found) == 1 and re.search(r"[,;|\t]", found[0]):
         hint = ". The only column looks like several: give separator="
     raise DataError(
         f"{source} has no column {column!r} for the {role}; {nearest_name(column, found)}; "
-        f"name the column with {role}={hint}"
+        f"name the column with {role}= (--{option}-col on the command line){hint}"
     )
 
 
