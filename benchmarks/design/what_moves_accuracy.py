@@ -41,9 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "1 proposal": {"clusters": {"reassign": {"num_proposals": 1}}},
     "8 proposals": {"clusters": {"reassign": {"num_proposals": 8}}},
     "growth in 3 rounds": {"clusters": {"schedule": {"growth_rounds": 3}}},
-    "rows shrunk twice as much (l2)": {"training": {"l2": 0.04}},
     "rows start at a third": {"embedding": {"init_scale": 0.3}},
-    "twice the epochs": {"training": {"epochs": 60}},
     "early stopping": {"training": {"patience": 5}},
 }
 

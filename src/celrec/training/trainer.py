@@ -76,7 +76,7 @@ class TrainingOptions:
     l2 : >= 0, times the mean squared length of the vectors that a batch looks up, for every table
     patience : >= 1 epochs without a better validation figure end the training; None: never
     round_batch_size : >= 1, samples per batch in a cluster round; no effect beyond rounding.
-        Vectors that fit the processor's cache are twice as fast as ones that do not
+        Vectors that fit the processor's cache are looked up faster
     """
 
     epochs: int = 30
