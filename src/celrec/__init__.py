@@ -1,4 +1,4 @@
-"""celrec: embedding tables hundreds of times smaller, and as accurate.
+"""celrec: embedding tables tens to hundreds of times smaller, close to the accuracy of full ones.
 
 The front door: the names that most programs need. Everything else is imported from the file that
 defines it. Names are imported when they are first asked for, so that `celrec --help` does not wait

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +33,7 @@ from celrec.core.recording import (
     SampleOf,
     SelectSamples,
     check_samples_are_separate,
+    evaluation_mode,
     select_samples,
 )
 from celrec.core.split import ClusterSplit, GainSplit, SplitPlan, SplitRule, num_splits_now
@@ -175,7 +175,7 @@ class ClusterOptimizer:
                 "passes over the samples several times: give a list or a DataLoader"
             )
         events: list[Event] = []
-        with _evaluation_mode(self.model):
+        with evaluation_mode(self.model):
             check_samples_are_separate(self.per_sample_loss, batches, self.select)
             loss = SampleLoss(self.per_sample_loss, batches)
             for name in self.tables:
@@ -497,14 +497,3 @@ class _TableRound:
         )
         self.events.append(SkipEvent(self.name, self.owner.num_rounds, reason))
         self.owner.warn_once(reason)
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was_training.items():
-            module.training = training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,27 @@ MoveReason = Literal["data", "no data"]
 
 
 @dataclass(frozen=True)
-class SplitEvent:
+class _Event:
+    """What all events have: a kind, the name of the table, and the number of the round."""
+
+    kind: ClassVar[str]
+    table: str
+    round: int
+
+    def summary(self) -> dict[str, Any]:
+        """The event ready for JSON; in place of its arrays, how many entities moved."""
+        values: dict[str, Any] = {"kind": self.kind}
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            if not isinstance(value, Tensor):
+                values[option.name] = value
+            elif option.name == "entities":
+                values["num_moved"] = value.numel()
+        return values
+
+
+@dataclass(frozen=True)
+class SplitEvent(_Event):
     """A cluster was divided: `entities` (M,) went to the row `new_cluster`.
 
     gain : expected fall of the loss, in nats; 0 where the rule does not estimate it
@@ -19,30 +40,15 @@ class SplitEvent:
     """
 
     kind: ClassVar[str] = "split"
-    table: str
-    round: int
     cluster: int
     new_cluster: int
     gain: float
     entities: Tensor = field(repr=False)
     num_staying: int
 
-    def summary(self) -> dict[str, Any]:
-        """The event without its arrays, ready for JSON."""
-        return {
-            "kind": self.kind,
-            "table": self.table,
-            "round": self.round,
-            "cluster": self.cluster,
-            "new_cluster": self.new_cluster,
-            "gain": self.gain,
-            "num_moved": self.entities.numel(),
-            "num_staying": self.num_staying,
-        }
-
 
 @dataclass(frozen=True)
-class MoveEvent:
+class MoveEvent(_Event):
     """Entities (M,) moved between clusters.
 
     reason : "data" where their own samples decided; "no data" where entities without samples went
@@ -52,8 +58,6 @@ class MoveEvent:
     """
 
     kind: ClassVar[str] = "move"
-    table: str
-    round: int
     reason: MoveReason
     entities: Tensor = field(repr=False)
     from_cluster: Tensor = field(repr=False)
@@ -61,60 +65,25 @@ class MoveEvent:
     objective_before: float
     objective_after: float
 
-    def summary(self) -> dict[str, Any]:
-        """The event without its arrays, ready for JSON."""
-        return {
-            "kind": self.kind,
-            "table": self.table,
-            "round": self.round,
-            "reason": self.reason,
-            "num_moved": self.entities.numel(),
-            "objective_before": self.objective_before,
-            "objective_after": self.objective_after,
-        }
-
 
 @dataclass(frozen=True)
-class ReclaimEvent:
+class ReclaimEvent(_Event):
     """A cluster lost its last member; its row sleeps and can be used again.
 
     heir : the cluster that takes its place in the split tree; -1 if none
     """
 
     kind: ClassVar[str] = "reclaim"
-    table: str
-    round: int
     cluster: int
     heir: int
 
-    def summary(self) -> dict[str, Any]:
-        """The event, ready for JSON."""
-        return {
-            "kind": self.kind,
-            "table": self.table,
-            "round": self.round,
-            "cluster": self.cluster,
-            "heir": self.heir,
-        }
-
 
 @dataclass(frozen=True)
-class SkipEvent:
+class SkipEvent(_Event):
     """A table had no round, for the reason given."""
 
     kind: ClassVar[str] = "skip"
-    table: str
-    round: int
     reason: str
-
-    def summary(self) -> dict[str, Any]:
-        """The event, ready for JSON."""
-        return {
-            "kind": self.kind,
-            "table": self.table,
-            "round": self.round,
-            "reason": self.reason,
-        }
 
 
 Event = SplitEvent | MoveEvent | ReclaimEvent | SkipEvent

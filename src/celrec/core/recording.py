@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from celrec.errors import ArgumentError, LossError, SampleError
 
@@ -144,6 +144,18 @@ def attached(table: ClusteredTable, probe: GradientProbe | ProposalProbe) -> Ite
         yield
     finally:
         table.probe = None
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for the length of a block, and each module back after it."""
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in was_training.items():
+            module.training = training
 
 
 @dataclass

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from celrec.core.recording import evaluation_mode
 from celrec.data.interactions import Interactions
 from celrec.losses import Task
 from celrec.metrics import Metrics, evaluate
@@ -36,7 +34,7 @@ def predict_ids(
 ) -> Tensor:
     """Predict for pairs of ids, (n,) and (n,), on the model's device; returns (n,) there."""
     pairs = zip(user.split(batch_size), item.split(batch_size), strict=True)
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         return torch.cat([model(some_users, some_items) for some_users, some_items in pairs])
 
 
@@ -72,14 +70,3 @@ def counts_in(train: Interactions, interactions: Interactions) -> tuple[np.ndarr
         train.user_counts()[interactions.user],
         train.item_counts()[interactions.item],
     )
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was_training.items():
-            module.training = training
