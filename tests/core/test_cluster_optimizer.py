@@ -88,6 +88,13 @@ def test_the_papers_rules_recover_them_as_well() -> None:
     assert error < 0.3**2 * 1.2
 
 
+def test_children_that_start_as_copies_are_not_undone_by_the_prior() -> None:
+    data = planted(120, 80, 4, noise=0.3, seed=1)
+    model, error = train_planted(data, split_rule=PaperSplit(cut="median"))
+    assert model.users.num_clusters == 4
+    assert error < 0.3**2 * 1.2
+
+
 def test_blocks_under_a_byte_limit_recover_them_as_well() -> None:
     data = planted(120, 80, 4, noise=0.3, seed=1)
     _, error = train_planted(data, max_statistics_bytes=56 * 50)  # 50 entities at a time

@@ -420,6 +420,11 @@ class _TableRound:
             penalties[live],
             only_better=only_better,
         )
+        # A move between equal rows, such as children that start as copies, changes no vector: the
+        # prior alone would undo the split.
+        row_group = rows.unique(dim=0, return_inverse=True)[1]
+        is_same = row_group[positions] == row_group[position_of[present]].unsqueeze(1)
+        positions = positions.masked_fill(is_same, -1)
         return live[positions.clamp_min(0)].masked_fill(positions < 0, -1)
 
     def _penalties(self, live: Tensor, seen: Tensor) -> Tensor:
