@@ -50,7 +50,8 @@ these evaluations are most of its cost. Which second-order estimate should choos
 are needed?
 
 **Measured.** Objective: the sum of loss - log prior over all users, and over all items, after the
-last round, in nats (lower is better). AUC: on validation, mean of the seeds.
+last round, in nats (lower is better). AUC: on validation, mean of the seeds. Seconds: the machine
+had other work at the time, so compare them loosely.
 
 | curvature, proposals | users' objective | items' objective | validation AUC | seconds in rounds |
 |---|---|---|---|---|
