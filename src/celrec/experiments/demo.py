@@ -38,6 +38,7 @@ from celrec.experiments.build import load_interactions
 from celrec.experiments.config import RunConfig, merged
 from celrec.experiments.run import train_run, write_text
 from celrec.experiments.summary import mean_and_std
+from celrec.report.words import readable_bytes
 
 ROWS = (8, 32, 64)
 SEEDS = (0, 1, 2)
@@ -195,21 +196,6 @@ def conclusion(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{small['times_smaller']:.0f} times smaller than the full tables, which reach "
         f"{full['auc_mean']:.3f}; hashed tables of as many bytes reach {rival['auc_mean']:.3f}."
     )
-
-
-def readable_bytes(count: int) -> str:
-    """A number of bytes for a person.
-
-    >>> readable_bytes(672), readable_bytes(4673), readable_bytes(336_000)
-    ('672 B', '4.7 kB', '336 kB')
-    """
-    if count < 1000:
-        return f"{count} B"
-    for unit in ("kB", "MB", "GB"):
-        scaled = count / 1000 ** (("kB", "MB", "GB").index(unit) + 1)
-        if scaled < 1000:
-            break
-    return f"{scaled:.1f} {unit}" if scaled < 100 else f"{scaled:.0f} {unit}"
 
 
 def report_on(folders: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
