@@ -357,7 +357,7 @@ def small_model(num_users=6, width=4, max_clusters=3):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (small_model(num_users=7), r"user_embedding.cluster_of is uint8 \(7,\) .*, uint8 \(6,\)"),
+        (small_model(num_users=7), r"user_embedding.codes is uint8 \(7, 1\) .*, uint8 \(6, 1\)"),
         (small_model(max_clusters=4), r"user_embedding.weight is float32 \(4, 4\)"),
         (GMF(nn.Embedding(6, 4), nn.Embedding(5, 4)), "offset is missing"),
         (nn.Linear(2, 2), "and .* more"),
@@ -374,7 +374,7 @@ def test_state_of_another_model_is_refused_and_named(other, message):
 
 def test_codes_that_point_at_sleeping_rows_are_refused():
     state = small_model().state_dict()
-    state["user_embedding.cluster_of"] = torch.full((6,), 200, dtype=torch.uint8)
+    state["user_embedding.codes"] = torch.full((6, 1), 200, dtype=torch.uint8)
     with pytest.raises(CheckpointError, match="contradicts itself"):
         load_model_state(small_model(), state)
 
@@ -490,7 +490,7 @@ def test_table_used_under_two_names_is_frozen_once(tmp_path):
     model = TwoTowers(grown(ClusteredEmbedding(50, 4, max_clusters=9)))
     save_frozen(model, tmp_path / "frozen")
     arrays, _ = load_arrays(tmp_path / "frozen")
-    assert sorted(arrays) == ["others/scale", "tables/liked/cluster_of", "tables/liked/rows"]
+    assert sorted(arrays) == ["others/scale", "tables/liked/codes", "tables/liked/rows"]
     served = load_frozen(tmp_path / "frozen").install(
         TwoTowers(ClusteredEmbedding(50, 4, max_clusters=9))
     )
@@ -541,7 +541,7 @@ def test_frozen_file_with_damaged_options_is_refused(tmp_path, options):
 def test_frozen_codes_outside_the_rows_are_refused(tmp_path):
     arrays = {
         "tables/t/rows": torch.ones(3, 2),
-        "tables/t/cluster_of": torch.full((5,), 9, dtype=torch.uint8),
+        "tables/t/codes": torch.full((5, 1), 9, dtype=torch.uint8),
     }
     manifest = {"kind": "frozen", "tables": {"t": {"class": "ClusteredEmbedding"}}}
     save_arrays(tmp_path / "frozen", arrays, manifest)

@@ -25,13 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from celrec.baselines.hashed import HashedEmbedding
-from celrec.core.codes import pack, unpack
+from celrec.core.codes import pack, unpack, unpack_weights
 from celrec.core.embedding import ClusteredEmbedding, ClusteredEmbeddingBag, ClusteredTable
 from celrec.core.memory import SupportsMemory
 from celrec.errors import CheckpointError
 
 _MANIFEST = "celrec-1"  # the file's only metadata key: with one, equal content gives equal bytes
-_NAMES_IN_A_MESSAGE = 3
+_NAMES_IN_A_MESSAGE = 4
 
 
 # --- named arrays --------------------------------------------------------------------------------
@@ -220,6 +220,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     state : as from `model.state_dict()`
     raises : CheckpointError naming what is missing, left over, or of another shape or type
     """
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, ClusteredTable):
+            module.make_room_for(state, f"{name}." if name else "")
     wanted = model.state_dict()
     problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
     problems += [f"{name} is unknown to the model" for name in state.keys() - wanted.keys()]
@@ -394,8 +397,11 @@ def _frozen_table(name: str, table: nn.Module) -> tuple[dict[str, Tensor], dict[
         live = table.live_clusters()
         position_of = torch.zeros(table.max_clusters, dtype=torch.long, device=live.device)
         position_of[live] = torch.arange(live.numel(), device=live.device)
-        codes = pack(position_of[unpack(table.cluster_of)], table.cluster_of.dtype)
-        return {"rows": table.weight[live], "cluster_of": codes}, options
+        codes = pack(position_of[unpack(table.codes)], table.codes.dtype)
+        parts = {"rows": table.weight[live], "codes": codes}
+        if table.blend_size > 1:
+            parts["code_weights"] = table.code_weights
+        return parts, options
     if isinstance(table, HashedEmbedding):
         options |= {"num_embeddings": table.num_embeddings, "seed": table.seed}
         return {"rows": table.weight}, options
@@ -421,5 +427,8 @@ def _thawed_table(parts: dict[str, Tensor], options: dict[str, Any]) -> nn.Modul
         return hashed
     if kind in ("ClusteredEmbedding", "ClusteredEmbeddingBag"):
         clustered = ClusteredEmbedding if kind == "ClusteredEmbedding" else ClusteredEmbeddingBag
-        return clustered.from_pretrained(rows, unpack(parts["cluster_of"]), freeze=True, **options)
+        codes, weights = unpack(parts["codes"]), None
+        if "code_weights" in parts:
+            weights = unpack_weights(parts["code_weights"], codes.shape[1])
+        return clustered.from_pretrained(rows, codes, weights, freeze=True, **options)
     raise ValueError(f"unknown kind of table {kind!r}")

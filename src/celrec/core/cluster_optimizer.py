@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from celrec.core.codes import cluster_sizes, unpack
+from celrec.core.blend import BlendRule, members_with_data, plan_codes
+from celrec.core.codes import MAX_BLEND, cluster_sizes, unpack
 from celrec.core.embedding import ClusteredTable
 from celrec.core.events import (
+    CodeEvent,
     Event,
     MoveEvent,
     MoveReason,
@@ -43,7 +46,7 @@ from celrec.core.statistics import (
     bytes_per_entity,
     collect_statistics,
 )
-from celrec.errors import ArgumentError, SampleError, check_count
+from celrec.errors import ArgumentError, SampleError, check_count, nearest_name
 
 _Known = tuple[StatisticsPass, Tensor]
 """Statistics of E entities and the vectors, (E, D), at which they were taken."""
@@ -92,7 +95,7 @@ class ClusterOptimizer:
     per_sample_loss : batch -> (B,) losses in nats (negative log-likelihood). For squared error
         that is (z - y)^2 / (2 s^2), s^2 the current mean squared error on the training data
     schedule : see ClusterSchedule
-    split_rule, reassign_rule : the decisions
+    split_rule, reassign_rule, blend_rule : the decisions
     select : takes some samples of a batch; needed only for batches that are not tensors, or
         tuples, lists, mappings or dataclasses of tensors whose first axis is the sample
     sample_of : for tables whose look-ups do not have the sample as their first axis: by table
@@ -126,6 +129,7 @@ class ClusterOptimizer:
         *,
         split_rule: SplitRule | None = None,
         reassign_rule: ReassignRule | None = None,
+        blend_rule: BlendRule | None = None,
         select: SelectSamples = select_samples,
         sample_of: Mapping[str, SampleOf] | None = None,
         max_statistics_bytes: int = 1 << 30,
@@ -137,6 +141,7 @@ class ClusterOptimizer:
         self.schedule = schedule or ClusterSchedule()
         self.split_rule: SplitRule = split_rule or GainSplit()
         self.reassign_rule = reassign_rule or ReassignRule()
+        self.blend_rule = blend_rule or BlendRule()
         self.select = select
         self.sample_of = dict(sample_of or {})
         self.max_statistics_bytes = check_count(
@@ -169,20 +174,91 @@ class ClusterOptimizer:
         returns : what changed
         raises : LossError, SampleError; tables already done keep their changes
         """
-        if iter(batches) is batches:
-            raise SampleError(
-                f"batches is a {type(batches).__name__}, which can be read only once; a round "
-                "passes over the samples several times: give a list or a DataLoader"
-            )
         events: list[Event] = []
-        with evaluation_mode(self.model):
-            check_samples_are_separate(self.per_sample_loss, batches, self.select)
-            loss = SampleLoss(self.per_sample_loss, batches)
+        with self._samples(batches) as loss:
+            for table in self.tables.values():
+                table.harden()
             for name in self.tables:
                 loss.look_at(name, self.sample_of.get(name))
                 events += _TableRound(self, name, loss).run()
         self.num_rounds += 1
         return events
+
+    def blend(self, batches: Iterable[Any], m: int = 4) -> list[Event]:
+        """Give every entity a code of m clusters, the posterior given its own samples.
+
+        The tables are coded one after the other, each against the blends of those before it. Rows
+        stay as they are. A later round starts from each entity's heaviest cluster.
+
+        batches : as for `round`
+        m : in [1, 64]; a table with fewer clusters mixes those it has. With 1 every entity keeps
+            its cluster, as a hard code
+        raises : ArgumentError, LossError, SampleError; tables already done keep their codes
+        """
+        check_count("m", m, at_least=1, at_most=MAX_BLEND)
+        events: list[Event] = []
+        with self._samples(batches) as loss:
+            for name, table in self.tables.items():
+                loss.look_at(name, self.sample_of.get(name))
+                table.harden()
+                loss.rows_have_changed()
+                count = collect_statistics(table, loss, _NO_ENTITIES).count
+                table.prior_sizes = members_with_data(table, count)
+                entities = torch.arange(table.num_embeddings, device=count.device)
+                if m > 1:
+                    events.append(self._code(name, loss, entities, m))
+        return events
+
+    def update_codes(self, table: str, entities: Tensor, batches: Iterable[Any]) -> CodeEvent:
+        """Compute codes anew from the prior and exactly the samples given; rows stay as they are.
+
+        For entities that are new, or have new samples, after training. An entity without a sample
+        gets the prior's code. Nothing is accumulated: give all samples of an entity.
+
+        table : its name in the model
+        entities : int (E,)   whose codes to compute, each once
+        batches : as for `round`; samples of other entities of the table do no harm
+        raises : ArgumentError, EntityIdError, LossError, SampleError; codes are then as before
+        """
+        if table not in self.tables:
+            raise ArgumentError(f"table is {table!r}; {nearest_name(table, self.tables)}")
+        chosen = self.tables[table]
+        ids = entities.to(chosen.weight.device).sort().values
+        chosen.check_ids(ids)
+        if ids.numel() != ids.unique().numel():
+            raise ArgumentError("entities names some entity twice; give each once")
+        with self._samples(batches) as loss:
+            loss.look_at(table, self.sample_of.get(table))
+            return self._code(table, loss, ids.long(), chosen.blend_size)
+
+    def _code(self, name: str, loss: SampleLoss, entities: Tensor, blend_size: int) -> CodeEvent:
+        table = self.tables[name]
+        plan, count = plan_codes(
+            table,
+            loss,
+            entities,
+            blend_size,
+            rule=self.blend_rule,
+            reassign_rule=self.reassign_rule,
+            max_bytes=self.max_statistics_bytes,
+        )
+        table.commit_codes(plan)
+        loss.rows_have_changed()
+        return CodeEvent(
+            name, self.num_rounds, plan.entities, plan.clusters.shape[1], int((count == 0).sum())
+        )
+
+    @contextmanager
+    def _samples(self, batches: Iterable[Any]) -> Iterator[SampleLoss]:
+        """The losses of batches, checked, with the model in evaluation mode."""
+        if iter(batches) is batches:
+            raise SampleError(
+                f"batches is a {type(batches).__name__}, which can be read only once; a round "
+                "passes over the samples several times: give a list or a DataLoader"
+            )
+        with evaluation_mode(self.model):
+            check_samples_are_separate(self.per_sample_loss, batches, self.select)
+            yield SampleLoss(self.per_sample_loss, batches)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the model and the optimizer."""
@@ -258,6 +334,7 @@ class _TableRound:
             else:
                 self._reassign(seen, known)
             self._settle_unseen(found.count == 0)
+        table.prior_sizes = members_with_data(table, found.count)
         for cluster, heir in table.reclaim_empty():
             self.events.append(ReclaimEvent(self.name, self.owner.num_rounds, cluster, heir))
         return self.events

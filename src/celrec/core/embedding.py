@@ -7,6 +7,10 @@ single cluster; `ClusterOptimizer` splits clusters and moves entities while the 
 The parameter never changes its identity: K_max rows are allocated once, and a split wakes a
 sleeping row. Optimizers, `torch.compile` and checkpoints stay valid.
 
+A code starts as the id of one cluster. `ClusterOptimizer.blend` makes it a small mixture: `codes`
+(N, m) hold m clusters of every entity, the first of them its own, and `code_weights` their weights
+(codes.py). A look-up of a mixture is one fused weighted gather.
+
 The split tree is kept in two small arrays. `born_at[k]` numbers the splits (-1: the row sleeps) and
 `parent_of[k]` is the cluster that k was split from (-1: the root), so that cutting the tree at any
 number gives the coarser clustering of that moment.
@@ -21,12 +25,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from celrec.core.codes import cluster_sizes, code_dtype, pack, unpack
+from celrec.core.codes import (
+    LARGEST_WEIGHT,
+    MAX_BLEND,
+    cluster_sizes,
+    code_dtype,
+    pack,
+    pack_weights,
+    quantize,
+    take_lines,
+    unpack,
+    unpack_weights,
+)
 from celrec.core.memory import TableMemory
 from celrec.core.vector_clusters import cluster_vectors
 from celrec.errors import ArgumentError, DtypeError, EntityIdError, check_count
 
 if TYPE_CHECKING:
+    from celrec.core.blend import CodePlan
     from celrec.core.reassign import ReassignPlan
     from celrec.core.split import SplitPlan
 
@@ -48,7 +64,9 @@ class ClusteredTable(nn.Module):
     """What both kinds of embedding share: rows, codes, the split tree and their commits."""
 
     weight: nn.Parameter
-    cluster_of: Tensor
+    codes: Tensor
+    code_weights: Tensor
+    prior_sizes: Tensor
     born_at: Tensor
     parent_of: Tensor
 
@@ -77,8 +95,12 @@ class ClusteredTable(nn.Module):
         self.weight = nn.Parameter(
             torch.empty(self.max_clusters, self.embedding_dim, device=device, dtype=dtype)
         )
-        codes = torch.zeros(num_embeddings, dtype=code_dtype(self.max_clusters), device=device)
-        self.register_buffer("cluster_of", codes)
+        codes = torch.zeros(num_embeddings, 1, dtype=code_dtype(self.max_clusters), device=device)
+        self.register_buffer("codes", codes)
+        self.register_buffer("code_weights", pack_weights(codes))
+        self.register_buffer(
+            "prior_sizes", torch.zeros(self.max_clusters, dtype=torch.long, device=device)
+        )
         self.register_buffer("born_at", torch.full((self.max_clusters,), -1, device=device))
         self.register_buffer("parent_of", torch.full((self.max_clusters,), -1, device=device))
         self.born_at[0] = 0
@@ -95,6 +117,16 @@ class ClusteredTable(nn.Module):
     def num_clusters(self) -> int:
         """K, the number of live clusters."""
         return int((self.born_at >= 0).sum())
+
+    @property
+    def blend_size(self) -> int:
+        """m, the number of clusters in a code; 1 for hard codes."""
+        return self.codes.shape[1]
+
+    @property
+    def cluster_of(self) -> Tensor:
+        """The cluster of every entity, packed, (N,): of a blend the heaviest. A view of `codes`."""
+        return self.codes[:, 0]
 
     @property
     def num_clustered_entities(self) -> int:
@@ -121,7 +153,7 @@ class ClusteredTable(nn.Module):
 
     def to_dense(self) -> Tensor:
         """The vector of every entity, (N, D), detached; zeros for the padding entity."""
-        dense = self.weight.detach().index_select(0, unpack(self.cluster_of))
+        dense = self.look_up(torch.arange(self.num_embeddings, device=self.weight.device)).detach()
         if self.padding_idx is not None:
             dense[self.padding_idx] = 0
         return dense
@@ -137,7 +169,9 @@ class ClusteredTable(nn.Module):
             width=self.embedding_dim,
             num_rows=clusters,
             table_bytes=clusters * self.embedding_dim * size,
-            code_bytes=self.cluster_of.numel() * self.cluster_of.element_size(),
+            code_bytes=sum(
+                part.numel() * part.element_size() for part in (self.codes, self.code_weights)
+            ),
             personal_bytes=0,
             full_table_bytes=self.num_embeddings * self.embedding_dim * size,
             sleeping_bytes=(self.max_clusters - clusters) * self.embedding_dim * size,
@@ -146,6 +180,8 @@ class ClusteredTable(nn.Module):
     def extra_repr(self) -> str:
         text = f"{self.num_embeddings}, {self.embedding_dim}, max_clusters={self.max_clusters}"
         text += f", num_clusters={self.num_clusters}"
+        if self.blend_size > 1:
+            text += f", blend_size={self.blend_size}"
         if self.padding_idx is not None:
             text += f", padding_idx={self.padding_idx}"
         if self.max_norm is not None:
@@ -163,6 +199,7 @@ class ClusteredTable(nn.Module):
         cls,
         rows: Tensor,
         cluster_of: Tensor,
+        weights: Tensor | None = None,
         *,
         freeze: bool = True,
         max_clusters: int | None = None,
@@ -172,7 +209,9 @@ class ClusteredTable(nn.Module):
         """Make a table from given rows and the cluster of every entity.
 
         rows : float (K, D)      row of every cluster; all of them are live
-        cluster_of : int (N,)    values in [0, K); the padding entity's value is ignored
+        cluster_of : int (N,)    values in [0, K); the padding entity's value is ignored. Or (N, m)
+            for blends
+        weights : float (N, m) >= 0, of blends; rounded to sixteenths of the largest of each
         freeze : whether the rows are excluded from training, as in `nn.Embedding`
         max_clusters : K_max >= K; by default K: the table then has no room to split
         raises : ArgumentError, DtypeError
@@ -187,11 +226,14 @@ class ClusteredTable(nn.Module):
                 "shape (clusters, width) with at least one cluster"
             )
         _check_id_dtype("cluster_of", cluster_of)
-        if cluster_of.dim() != 1:
+        if cluster_of.dim() == 1:
+            cluster_of = cluster_of.unsqueeze(1)
+        if cluster_of.dim() != 2 or not 1 <= cluster_of.shape[1] <= MAX_BLEND:
             raise ArgumentError(
                 f"cluster_of has shape {tuple(cluster_of.shape)}; wanted one cluster per entity, "
-                "(N,)"
+                f"(N,), or m of them, (N, m) with m at most {MAX_BLEND}"
             )
+        levels = _levels_from(weights, cluster_of)
         num_clusters = rows.shape[0]
         table = cls(
             cluster_of.shape[0],
@@ -210,16 +252,18 @@ class ClusteredTable(nn.Module):
         clusters = cluster_of.to(rows.device).long().clone()
         if table.padding_idx is not None:
             clusters[table.padding_idx] = 0
-        outside = ((clusters < 0) | (clusters >= num_clusters)).nonzero().flatten()
+        outside = ((clusters < 0) | (clusters >= num_clusters)).nonzero()
         if outside.numel():
-            entity = int(outside[0])
+            entity, place = outside[0].tolist()
             raise ArgumentError(
-                f"entity {entity} is in cluster {int(clusters[entity])}, but there are only "
+                f"entity {entity} is in cluster {int(clusters[entity, place])}, but there are only "
                 f"{num_clusters} rows; were rows and cluster_of saved at the same moment?"
             )
         with torch.no_grad():
             table.weight[:num_clusters] = rows
-            table.cluster_of.copy_(pack(clusters, table.cluster_of.dtype))
+            table.codes = pack(clusters, table.codes.dtype)
+            table.code_weights = pack_weights(levels.to(rows.device))
+            table.prior_sizes = table.cluster_sizes()
             table.born_at[:num_clusters] = torch.arange(num_clusters, device=rows.device)
             table.parent_of[1:num_clusters] = 0
         table.weight.requires_grad = not freeze
@@ -265,16 +309,51 @@ class ClusteredTable(nn.Module):
 
     # --- looking up --------------------------------------------------------------------------
 
-    def row_ids(self, ids: Tensor) -> Tensor:
-        """The row of each entity in `ids`, which is flat; checks type and range."""
+    def look_up(self, ids: Tensor) -> Tensor:
+        """The vectors (L, D) of entities, ids (L,); the padding entity's is not yet zero here.
+
+        raises : DtypeError, EntityIdError
+        """
+        rows, weights = self.code_of(ids)
+        self.renormalize(rows)
+        if weights is not None:
+            return F.embedding_bag(
+                rows,
+                self.weight,
+                per_sample_weights=weights.to(self.weight.dtype),
+                mode="sum",
+                sparse=self.sparse,
+            )
+        if self.sparse:
+            return F.embedding(rows.squeeze(1), self.weight, sparse=True)
+        return self.weight.index_select(0, rows.squeeze(1))
+
+    def code_of(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The clusters of entities, int64 (L, m), and their weights, float32 (L, m).
+
+        ids : int (L,)
+        returns : weights sum to 1 in every line; None for hard codes, whose one weight is 1
+        raises : DtypeError, EntityIdError
+        """
         _check_id_dtype("ids", ids)
         if torch.compiler.is_compiling():
-            return unpack(self.cluster_of.index_select(0, ids))
+            return self._take_codes(ids)
         try:
-            return unpack(self.cluster_of.index_select(0, ids))
+            return self._take_codes(ids)
         except (IndexError, RuntimeError) as error:
             self._check_range(ids)
             raise error
+
+    def _take_codes(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        clusters = unpack(take_lines(self.codes, ids))
+        if self.blend_size == 1:
+            return clusters, None
+        return clusters, unpack_weights(take_lines(self.code_weights, ids), self.blend_size)
+
+    def check_ids(self, ids: Tensor) -> None:
+        """Raise DtypeError or EntityIdError unless `ids`, (L,), are entities of this table."""
+        _check_id_dtype("ids", ids)
+        self._check_range(ids)
 
     def _check_range(self, ids: Tensor) -> None:
         outside = ((ids < 0) | (ids >= self.num_embeddings)).nonzero().flatten()
@@ -289,7 +368,9 @@ class ClusteredTable(nn.Module):
         """Shorten looked-up rows to `max_norm`, in place, as `nn.Embedding` does."""
         if self.max_norm is not None:
             with torch.no_grad():
-                torch.embedding_renorm_(self.weight, row_ids, self.max_norm, self.norm_type)
+                torch.embedding_renorm_(
+                    self.weight, row_ids.reshape(-1), self.max_norm, self.norm_type
+                )
 
     # --- changing clusters -------------------------------------------------------------------
 
@@ -317,6 +398,31 @@ class ClusteredTable(nn.Module):
         self.cluster_of[plan.entities] = pack(plan.to_cluster, self.cluster_of.dtype)
 
     @torch.no_grad()
+    def commit_codes(self, plan: CodePlan) -> None:
+        """Give entities the codes that the plan names.
+
+        Where the plan's codes have another size than the table's, every other entity keeps its own
+        cluster alone.
+        """
+        blend_size = plan.clusters.shape[1]
+        if blend_size != self.blend_size:
+            self._resize_codes(blend_size)
+        self.codes[plan.entities] = pack(plan.clusters, self.codes.dtype)
+        self.code_weights[plan.entities] = pack_weights(plan.levels)
+
+    def harden(self) -> None:
+        """Leave every entity in its own cluster alone: hard codes again."""
+        if self.blend_size > 1:
+            self._resize_codes(1)
+
+    def _resize_codes(self, blend_size: int) -> None:
+        """Codes of another size, with all weight on each entity's own cluster."""
+        self.codes = self.codes[:, :1].repeat(1, blend_size)
+        levels = torch.zeros_like(self.codes, dtype=torch.uint8)
+        levels[:, 0] = LARGEST_WEIGHT
+        self.code_weights = pack_weights(levels)
+
+    @torch.no_grad()
     def reclaim_empty(self) -> list[tuple[int, int]]:
         """Put rows without members to sleep; returns (cluster, heir) pairs, heir -1 if none.
 
@@ -336,18 +442,30 @@ class ClusteredTable(nn.Module):
             pairs.append((cluster, heir))
         return pairs
 
+    def make_room_for(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Take the sizes of codes that a state dict has, before it is loaded.
+
+        state : may hold anything; what does not fit is left for loading to name
+        """
+        codes = state.get(f"{prefix}codes")
+        if not isinstance(codes, Tensor) or codes.dim() != 2:
+            return
+        if codes.shape[1] != self.blend_size and 1 <= codes.shape[1] <= MAX_BLEND:
+            self._resize_codes(codes.shape[1])
+
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        self.make_room_for(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         error_msgs: list[str] = args[-1] if args else kwargs["error_msgs"]
         if error_msgs:
             return
         is_live = self.born_at >= 0
-        clusters = unpack(self.cluster_of)
+        clusters = unpack(self.codes)
         if int(clusters.max()) >= self.max_clusters or not bool(is_live[clusters].all()):
             error_msgs.append(
-                f"{prefix}cluster_of points at a cluster that {prefix}born_at says is asleep: "
+                f"{prefix}codes points at a cluster that {prefix}born_at says is asleep: "
                 "the two were not saved at the same moment"
             )
 
@@ -379,12 +497,7 @@ class ClusteredEmbedding(ClusteredTable):
             vectors = self.probe.vectors(self, input)
         else:
             flat = input.reshape(-1)
-            row_ids = self.row_ids(flat)
-            self.renormalize(row_ids)
-            if self.sparse:
-                vectors = F.embedding(row_ids, self.weight, sparse=True)
-            else:
-                vectors = self.weight.index_select(0, row_ids)
+            vectors = self.look_up(flat)
             if self.scale_grad_by_freq and vectors.requires_grad:
                 vectors.register_hook(_DivideByFrequency(flat))
             vectors = vectors.view(*input.shape, self.embedding_dim)
@@ -454,14 +567,18 @@ class ClusteredEmbeddingBag(ClusteredTable):
         """Pool the vectors of bags: (B, L), or (L,) with offsets (B,), gives floats (B, D)."""
         _check_id_dtype("input", input)
         flat = input.reshape(-1)
-        if self.probe is None:
-            row_ids = self.row_ids(flat)
+        is_pooling_rows = self.probe is None and self.blend_size == 1
+        if is_pooling_rows:
+            row_ids = self.code_of(flat)[0].squeeze(1)
             self.renormalize(row_ids)
             rows: Tensor = self.weight
-        else:  # every look-up gets a row of its own, so that it can be told from the others
-            bag_of = _bag_of(input, offsets, self.include_last_offset)
-            rows = self.probe.vectors(self, input, bag_of).reshape(-1, self.embedding_dim)
+        else:  # every look-up has a vector of its own: it is probed, or mixed from several rows
             row_ids = torch.arange(flat.shape[0], device=flat.device)
+            if self.probe is None:
+                rows = self.look_up(flat)
+            else:
+                bag_of = _bag_of(input, offsets, self.include_last_offset)
+                rows = self.probe.vectors(self, input, bag_of).reshape(-1, self.embedding_dim)
         if self.padding_idx is None:
             padding_row = None
         else:  # a row that pooling leaves out; copies K x D floats
@@ -473,7 +590,7 @@ class ClusteredEmbeddingBag(ClusteredTable):
             rows,
             offsets,
             mode=self.mode,
-            sparse=self.sparse and self.probe is None and padding_row is None,
+            sparse=self.sparse and is_pooling_rows and padding_row is None,
             per_sample_weights=per_sample_weights,
             include_last_offset=self.include_last_offset,
             padding_idx=padding_row,
@@ -498,6 +615,26 @@ def _bag_of(input: Tensor, offsets: Tensor | None, include_last_offset: bool) ->
     starts = offsets[:-1] if include_last_offset else offsets
     positions = torch.arange(input.shape[0], device=input.device)
     return torch.searchsorted(starts.to(positions.dtype), positions, right=True) - 1
+
+
+def _levels_from(weights: Tensor | None, cluster_of: Tensor) -> Tensor:
+    """The weights of blends as integers, uint8 (N, m)."""
+    if weights is None and cluster_of.shape[1] == 1:
+        weights = torch.ones(cluster_of.shape)
+    if weights is None or weights.shape != cluster_of.shape:
+        found = "None" if weights is None else f"of shape {tuple(weights.shape)}"
+        raise ArgumentError(
+            f"weights is {found}, for codes of shape {tuple(cluster_of.shape)}; wanted one weight "
+            "for each cluster of each entity"
+        )
+    is_bad = ~(weights >= 0).all(1) | ~weights.isfinite().all(1) | (weights.sum(1) <= 0)
+    if bool(is_bad.any()):
+        entity = int(is_bad.nonzero()[0])
+        raise ArgumentError(
+            f"entity {entity} has weights {weights[entity].tolist()}; wanted finite numbers of at "
+            "least 0, with one above"
+        )
+    return quantize(weights)
 
 
 def _check_id_dtype(name: str, ids: Tensor) -> None:

@@ -79,6 +79,19 @@ class ReclaimEvent(_Event):
 
 
 @dataclass(frozen=True)
+class CodeEvent(_Event):
+    """Entities (E,) got new codes of `blend_size` clusters.
+
+    num_without_data : entities whose code is the prior's
+    """
+
+    kind: ClassVar[str] = "code"
+    entities: Tensor = field(repr=False)
+    blend_size: int
+    num_without_data: int
+
+
+@dataclass(frozen=True)
 class SkipEvent(_Event):
     """A table had no round, for the reason given."""
 
@@ -86,4 +99,4 @@ class SkipEvent(_Event):
     reason: str
 
 
-Event = SplitEvent | MoveEvent | ReclaimEvent | SkipEvent
+Event = SplitEvent | MoveEvent | ReclaimEvent | CodeEvent | SkipEvent

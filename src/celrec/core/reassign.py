@@ -13,13 +13,14 @@ step along it for steps along many independent coordinates. docs/design/proposal
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from celrec.core.codes import unpack
+from celrec.core.codes import pack
 from celrec.core.recording import LookUp, ProposalProbe, SampleLoss, attached
 from celrec.core.statistics import EntityStatistics, correlation_of
 from celrec.errors import check_count, check_number
@@ -117,22 +118,14 @@ class ReassignRule:
         if self.num_proposals is not None:
             num_proposals = min(self.num_proposals, num_proposals)
         proposals = present.new_empty(present.numel(), num_proposals)
-        rows = rows.to(statistics.gradient.dtype)
-        penalties = penalties.to(rows.dtype)
-        directions = rows[:0]
-        if statistics.fisher is not None:
-            directions = principal_correlations(statistics.fisher, self.correlation_rank)
-        for start in range(0, present.numel(), _ENTITIES_AT_A_TIME):
+        penalties = penalties.to(statistics.gradient.dtype)
+        parts = present.split(_ENTITIES_AT_A_TIME)
+        starts = range(0, present.numel(), _ENTITIES_AT_A_TIME)
+        every_estimate = self.estimates(statistics, vectors, rows)
+        for start, now, estimates in zip(starts, parts, every_estimate, strict=True):
             part = slice(start, start + _ENTITIES_AT_A_TIME)
-            estimates = self._estimates(
-                statistics.gradient[part],
-                statistics.curvature[part],
-                vectors[part],
-                rows,
-                directions,
-            )
             estimates += penalties
-            now = present[part].unsqueeze(1)
+            now = now.unsqueeze(1)
             estimate_now = estimates.gather(1, now)
             estimates.scatter_(1, now, torch.inf)
             best = estimates.topk(num_proposals, dim=1, largest=False)
@@ -140,6 +133,25 @@ class ReassignRule:
             if only_better:
                 proposals[part].masked_fill_(best.values >= estimate_now, -1)
         return proposals
+
+    def estimates(
+        self, statistics: EntityStatistics, vectors: Tensor, rows: Tensor
+    ) -> Iterator[Tensor]:
+        """The loss of each entity in each cluster to second order, up to a constant per entity.
+
+        statistics : of E entities      vectors : (E, D), where the statistics were taken
+        rows : (K, D)                   live rows
+        returns : blocks of lines of (E, K), in nats
+        """
+        rows = rows.to(statistics.gradient.dtype)
+        directions = rows[:0]
+        if statistics.fisher is not None:
+            directions = principal_correlations(statistics.fisher, self.correlation_rank)
+        parts = (statistics.gradient, statistics.curvature, vectors)
+        for gradient, curvature, some_vectors in zip(
+            *(part.split(_ENTITIES_AT_A_TIME) for part in parts), strict=True
+        ):
+            yield self._estimates(gradient, curvature, some_vectors, rows, directions)
 
     def _estimates(
         self,
@@ -184,18 +196,23 @@ def proposal_losses(
     """Evaluate the true losses of entities under their present and their proposed clusters.
 
     entities : int64 (E,) ascending
-    proposals : int64 (E, C)   cluster ids; -1 for none
+    proposals : int64 (E, C)   cluster ids, -1 for none; or (C,), the same for all entities
     returns : float64 (E, 1 + C)   total loss of the entity's samples, in nats; the present cluster
         first, inf where there is no proposal
     cost : one pass over the samples, each evaluated 1 + C times. Needs a table of which no sample
         looks up two entities: then the loss of a sample is its entity's alone.
     """
-    present = unpack(table.cluster_of)
+    present = table.cluster_of
     columns = [present]
-    for proposal in proposals.T:
-        columns.append(present.clone())
-        columns[-1][entities] = torch.where(proposal >= 0, proposal, present[entities])
-    slot_of = present.new_full((present.numel() + 1,), -1)  # the last line is for no entity
+    if proposals.dim() == 1:  # these take no memory
+        columns += [pack(k, present.dtype).expand(present.numel()) for k in proposals]
+    else:
+        for proposal in (
+            pack(proposals, present.dtype).where(proposals >= 0, present[entities].unsqueeze(1)).T
+        ):
+            columns.append(present.clone())
+            columns[-1][entities] = proposal
+    slot_of = entities.new_full((present.numel() + 1,), -1)  # the last line is for no entity
     slot_of[entities] = torch.arange(entities.numel(), device=entities.device)
     losses = torch.zeros(len(columns), entities.numel(), dtype=torch.float64, device=present.device)
 
@@ -213,7 +230,8 @@ def proposal_losses(
             for total, probe.cluster_of in zip(losses[1:], columns[1:], strict=True):
                 total.index_add_(0, slots, samples.proposed_losses(batch)[used].double())
             probe.take()
-    losses[1:].masked_fill_(proposals.T < 0, torch.inf)
+    if proposals.dim() == 2:
+        losses[1:].masked_fill_(proposals.T < 0, torch.inf)
     return losses.T
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from celrec.core.codes import unpack
 from celrec.errors import ArgumentError, LossError, SampleError
 
 if TYPE_CHECKING:
@@ -113,8 +114,7 @@ class GradientProbe(_Probe):
     """Answers with the table's own vectors, as leaves whose gradients can be taken."""
 
     def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
-        rows = table.weight.detach().index_select(0, table.row_ids(ids.reshape(-1)))
-        vectors = rows.view(*ids.shape, table.embedding_dim)
+        vectors = table.look_up(ids.reshape(-1)).detach().view(*ids.shape, table.embedding_dim)
         vectors.requires_grad_(torch.is_grad_enabled())
         self._record(ids, vectors, bag_of)
         return vectors
@@ -123,13 +123,13 @@ class GradientProbe(_Probe):
 class ProposalProbe(_Probe):
     """Answers as if the entities were in other clusters.
 
-    cluster_of : int64 (N,)   set before each call of the loss
+    cluster_of : packed (N,)   set before each call of the loss
     """
 
     cluster_of: Tensor
 
     def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
-        clusters = self.cluster_of.index_select(0, ids.reshape(-1))
+        clusters = unpack(self.cluster_of.index_select(0, ids.reshape(-1)))
         rows = table.weight.detach().index_select(0, clusters)
         vectors = rows.view(*ids.shape, table.embedding_dim)
         self._record(ids, vectors, bag_of)
