@@ -31,6 +31,7 @@ from celrec.core.memory import SupportsMemory
 from celrec.errors import CheckpointError
 
 _MANIFEST = "celrec-1"  # the file's only metadata key: with one, equal content gives equal bytes
+_PERSONAL = ("personal_levels", "personal_scale", "personal_of")
 _NAMES_IN_A_MESSAGE = 4
 
 
@@ -401,6 +402,8 @@ def _frozen_table(name: str, table: nn.Module) -> tuple[dict[str, Tensor], dict[
         parts = {"rows": table.weight[live], "codes": codes}
         if table.blend_size > 1:
             parts["code_weights"] = table.code_weights
+        if table.num_personal:
+            parts |= {name: getattr(table, name) for name in _PERSONAL}
         return parts, options
     if isinstance(table, HashedEmbedding):
         options |= {"num_embeddings": table.num_embeddings, "seed": table.seed}
@@ -430,5 +433,10 @@ def _thawed_table(parts: dict[str, Tensor], options: dict[str, Any]) -> nn.Modul
         codes, weights = unpack(parts["codes"]), None
         if "code_weights" in parts:
             weights = unpack_weights(parts["code_weights"], codes.shape[1])
-        return clustered.from_pretrained(rows, codes, weights, freeze=True, **options)
+        table = clustered.from_pretrained(rows, codes, weights, freeze=True, **options)
+        if _PERSONAL[0] in parts:
+            table.load_state_dict(
+                {**table.state_dict(), **{name: parts[name] for name in _PERSONAL}}
+            )
+        return table
     raise ValueError(f"unknown kind of table {kind!r}")

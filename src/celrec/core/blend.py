@@ -27,6 +27,8 @@ from celrec.core.recording import SampleLoss
 from celrec.core.statistics import bytes_per_entity, collect_statistics
 from celrec.errors import check_count, check_number
 
+_MIX_STEPS = 200  # the distance falls like 1 / steps; four bits see no more
+
 if TYPE_CHECKING:
     from celrec.core.embedding import ClusteredTable
 
@@ -124,12 +126,13 @@ def plan_codes(
     loss.rows_have_changed()  # below every entity is in one cluster alone
     count = found.count[entities]
     unseen = entities[count == 0]
+    rows = table.weight.detach()[live].to(penalties.dtype)
+    nearest, weights = nearest_blend(rows, torch.softmax(-penalties, 0) @ rows, blend_size)
     plans = [
-        rule.plan(
+        CodePlan(
             unseen,
-            live.expand(unseen.numel(), -1),
-            penalties.expand(unseen.numel(), -1),
-            blend_size,
+            live[nearest].expand(unseen.numel(), -1),
+            quantize(weights).expand(unseen.numel(), -1),
         )
     ]
     num_columns = live.numel()
@@ -150,6 +153,42 @@ def plan_codes(
         priors = penalty_of[clusters]
         plans.append(rule.plan(block, clusters, losses + priors, blend_size))
     return CodePlan.joined(plans), count
+
+
+def nearest_blend(rows: Tensor, target: Tensor, blend_size: int) -> tuple[Tensor, Tensor]:
+    """A mix of a few rows that is near a vector, found greedily.
+
+    rows : float (K, D)      target : (D,)
+    blend_size : m in [1, K]
+    returns : int64 (m,) positions, the heaviest first, and their weights, (m,), which sum to 1
+
+    Source: Frank and Wolfe's algorithm over the simplex of weights, with exact line search; after m
+    different rows only these are taken.
+
+    >>> rows = torch.tensor([[0.0, 0.0], [1.0, 0.0], [9.0, 9.0]])
+    >>> nearest_blend(rows, torch.tensor([0.25, 0.0]), blend_size=2)
+    (tensor([0, 1]), tensor([0.7500, 0.2500]))
+    """
+    first = int((rows - target).square().sum(1).argmin())
+    weights = rows.new_zeros(len(rows))
+    weights[first] = 1
+    mix = rows[first].clone()
+    for _ in range(_MIX_STEPS):
+        towards = rows - mix  # (K, D)
+        length = towards.square().sum(1)
+        along = towards @ (target - mix)
+        share = (along / length.clamp_min(torch.finfo(rows.dtype).tiny)).clamp(0, 1)
+        fall = 2 * share * along - share.square() * length  # of the squared distance
+        if int((weights > 0).sum()) >= blend_size:
+            fall.masked_fill_(weights == 0, 0)
+        best = int(fall.argmax())
+        if not fall[best] > 0:
+            break
+        weights *= 1 - share[best]
+        weights[best] += share[best]
+        mix += share[best] * towards[best]
+    heaviest = weights.topk(blend_size)
+    return heaviest.indices.where(heaviest.values > 0, heaviest.indices[0]), heaviest.values
 
 
 def _estimated(

@@ -8,7 +8,7 @@ passes they need and commits their plans, with the optimizer's state, and return
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,16 +19,19 @@ from torch import Tensor, nn
 from celrec.core.blend import BlendRule, members_with_data, plan_codes
 from celrec.core.codes import MAX_BLEND, cluster_sizes, unpack
 from celrec.core.embedding import ClusteredTable
+from celrec.core.encode import Budget, choose_personal, commit_vectors, statistics_of
 from celrec.core.events import (
     CodeEvent,
     Event,
     MoveEvent,
     MoveReason,
+    PersonalEvent,
     ReclaimEvent,
     SkipEvent,
     SplitEvent,
 )
 from celrec.core.optimizer_rows import copy_optimizer_rows
+from celrec.core.personal import PersonalFit, PersonalRule, Posterior
 from celrec.core.reassign import ReassignPlan, ReassignRule, decide, proposal_losses
 from celrec.core.recording import (
     PerSampleLoss,
@@ -46,7 +49,7 @@ from celrec.core.statistics import (
     bytes_per_entity,
     collect_statistics,
 )
-from celrec.errors import ArgumentError, SampleError, check_count, nearest_name
+from celrec.errors import ArgumentError, SampleError, check_count, check_number, nearest_name
 
 _Known = tuple[StatisticsPass, Tensor]
 """Statistics of E entities and the vectors, (E, D), at which they were taken."""
@@ -207,6 +210,93 @@ class ClusterOptimizer:
                 entities = torch.arange(table.num_embeddings, device=count.device)
                 if m > 1:
                     events.append(self._code(name, loss, entities, m))
+        return events
+
+    def personalize(
+        self,
+        batches: Iterable[Any],
+        *,
+        rule: PersonalRule | None = None,
+        after_pass: Callable[[float], None] | None = None,
+    ) -> list[Event]:
+        """Give every entity with data a vector of its own; see personal.py.
+
+        All tables are fitted together, and with them, through the optimizer, every other parameter
+        of the model. Rows follow the vectors.
+
+        batches : as for `round`; best in a new order each time
+        rule : see PersonalRule
+        after_pass : told the mean loss of each pass, in nats: the place to set the noise variance
+            of a squared error anew
+        raises : LossError, SampleError; codes and vectors are then as before
+        """
+        return self._personalize(batches, None, rule, after_pass)
+
+    def encode(
+        self,
+        batches: Iterable[Any],
+        bytes_per_entity: float,
+        *,
+        rule: PersonalRule | None = None,
+        after_pass: Callable[[float], None] | None = None,
+    ) -> list[Event]:
+        """Make the most of a byte budget: blends for all, personal vectors for some; see encode.py.
+
+        bytes_per_entity : total bytes, rows included, over the entities of all tables
+        batches, rule, after_pass : as for `personalize`
+        raises : ArgumentError if rows and hard codes take more; LossError, SampleError
+        """
+        check_number("bytes_per_entity", bytes_per_entity, above=0)
+        for table in self.tables.values():
+            table.harden()
+        budget = Budget.of(self.tables, bytes_per_entity)
+        events = self.blend(batches, budget.blend_size)
+        return events + self._personalize(batches, budget.vector_bytes, rule, after_pass)
+
+    def _personalize(
+        self,
+        batches: Iterable[Any],
+        vector_bytes: int | None,
+        rule: PersonalRule | None,
+        after_pass: Callable[[float], None] | None,
+    ) -> list[Event]:
+        rule = rule or PersonalRule()
+        with self._samples(batches) as loss:
+            for table in self.tables.values():
+                table.drop_personal()
+            found = statistics_of(self.tables, loss, self.sample_of)
+            chosen = choose_personal(self.tables, found, vector_bytes)
+            posteriors = {
+                name: Posterior(
+                    table,
+                    chosen[name],
+                    found[name].count[chosen[name]],
+                    rule,
+                    self.max_statistics_bytes,
+                )
+                for name, table in self.tables.items()
+                if chosen[name].numel()
+            }
+            if not posteriors:
+                return []
+            rows = {id(table.weight) for table in self.tables.values()}
+            PersonalFit(
+                posteriors,
+                self.per_sample_loss,
+                rule=rule,
+                sample_of=self.sample_of,
+                generator=self.generator,
+                optimizer=self.optimizer,
+                parameters=[
+                    parameter
+                    for parameter in self.model.parameters()
+                    if parameter.requires_grad and id(parameter) not in rows
+                ],
+            ).run(batches, after_pass or (lambda mean_loss: None))
+            events: list[Event] = []
+            for name, posterior in posteriors.items():
+                plan = commit_vectors(posterior, found[name].count)
+                events.append(PersonalEvent(name, self.num_rounds, plan.entities))
         return events
 
     def update_codes(self, table: str, entities: Tensor, batches: Iterable[Any]) -> CodeEvent:

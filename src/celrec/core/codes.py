@@ -113,6 +113,17 @@ def take_lines(lines: Tensor, ids: Tensor) -> Tensor:
     return taken.unsqueeze(1).view(lines.dtype)
 
 
+def code_bytes(blend_size: int, id_bytes: int) -> int:
+    """What one code takes.
+
+    blend_size : m      id_bytes : what one id takes
+
+    >>> [code_bytes(m, 1) for m in (1, 2, 3, 4)]
+    [1, 3, 5, 6]
+    """
+    return blend_size * id_bytes + (0 if blend_size == 1 else -(-blend_size // 2))
+
+
 def cluster_sizes(cluster_ids: Tensor, num_clusters: int) -> Tensor:
     """Count the members of every cluster.
 

@@ -9,7 +9,9 @@ sleeping row. Optimizers, `torch.compile` and checkpoints stay valid.
 
 A code starts as the id of one cluster. `ClusterOptimizer.blend` makes it a small mixture: `codes`
 (N, m) hold m clusters of every entity, the first of them its own, and `code_weights` their weights
-(codes.py). A look-up of a mixture is one fused weighted gather.
+(codes.py). A look-up of a mixture is one fused weighted gather. Some entities may have an offset of
+their own on top of it (personal.py): `personal_levels` and `personal_scale` hold the offsets, and
+`personal_of` the line of every entity, the last of which is nobody's and zero.
 
 The split tree is kept in two small arrays. `born_at[k]` numbers the splits (-1: the row sleeps) and
 `parent_of[k]` is the cluster that k was split from (-1: the root), so that cutting the tree at any
@@ -38,11 +40,13 @@ from celrec.core.codes import (
     unpack_weights,
 )
 from celrec.core.memory import TableMemory
+from celrec.core.offsets import offsets_of, quantize_offsets
 from celrec.core.vector_clusters import cluster_vectors
 from celrec.errors import ArgumentError, DtypeError, EntityIdError, check_count
 
 if TYPE_CHECKING:
     from celrec.core.blend import CodePlan
+    from celrec.core.personal import PersonalPlan
     from celrec.core.reassign import ReassignPlan
     from celrec.core.split import SplitPlan
 
@@ -67,6 +71,9 @@ class ClusteredTable(nn.Module):
     codes: Tensor
     code_weights: Tensor
     prior_sizes: Tensor
+    personal_levels: Tensor
+    personal_scale: Tensor
+    personal_of: Tensor
     born_at: Tensor
     parent_of: Tensor
 
@@ -101,6 +108,10 @@ class ClusteredTable(nn.Module):
         self.register_buffer(
             "prior_sizes", torch.zeros(self.max_clusters, dtype=torch.long, device=device)
         )
+        no_lines = torch.zeros(0, self.embedding_dim, dtype=torch.int8, device=device)
+        self.register_buffer("personal_levels", no_lines)
+        self.register_buffer("personal_scale", torch.zeros(0, dtype=torch.int16, device=device))
+        self.register_buffer("personal_of", torch.zeros(0, dtype=torch.uint8, device=device))
         self.register_buffer("born_at", torch.full((self.max_clusters,), -1, device=device))
         self.register_buffer("parent_of", torch.full((self.max_clusters,), -1, device=device))
         self.born_at[0] = 0
@@ -122,6 +133,12 @@ class ClusteredTable(nn.Module):
     def blend_size(self) -> int:
         """m, the number of clusters in a code; 1 for hard codes."""
         return self.codes.shape[1]
+
+    @property
+    def num_personal(self) -> int:
+        """P, the number of entities with a vector of their own."""
+        lines = self.personal_scale.numel()
+        return lines - 1 if self.personal_of.numel() else lines
 
     @property
     def cluster_of(self) -> Tensor:
@@ -169,10 +186,8 @@ class ClusteredTable(nn.Module):
             width=self.embedding_dim,
             num_rows=clusters,
             table_bytes=clusters * self.embedding_dim * size,
-            code_bytes=sum(
-                part.numel() * part.element_size() for part in (self.codes, self.code_weights)
-            ),
-            personal_bytes=0,
+            code_bytes=_num_bytes(self.codes, self.code_weights, self.personal_of),
+            personal_bytes=_num_bytes(self.personal_levels, self.personal_scale),
             full_table_bytes=self.num_embeddings * self.embedding_dim * size,
             sleeping_bytes=(self.max_clusters - clusters) * self.embedding_dim * size,
         )
@@ -182,6 +197,8 @@ class ClusteredTable(nn.Module):
         text += f", num_clusters={self.num_clusters}"
         if self.blend_size > 1:
             text += f", blend_size={self.blend_size}"
+        if self.num_personal:
+            text += f", num_personal={self.num_personal}"
         if self.padding_idx is not None:
             text += f", padding_idx={self.padding_idx}"
         if self.max_norm is not None:
@@ -317,16 +334,27 @@ class ClusteredTable(nn.Module):
         rows, weights = self.code_of(ids)
         self.renormalize(rows)
         if weights is not None:
-            return F.embedding_bag(
+            vectors = F.embedding_bag(
                 rows,
                 self.weight,
                 per_sample_weights=weights.to(self.weight.dtype),
                 mode="sum",
                 sparse=self.sparse,
             )
-        if self.sparse:
-            return F.embedding(rows.squeeze(1), self.weight, sparse=True)
-        return self.weight.index_select(0, rows.squeeze(1))
+        elif self.sparse:
+            vectors = F.embedding(rows.squeeze(1), self.weight, sparse=True)
+        else:
+            vectors = self.weight.index_select(0, rows.squeeze(1))
+        return vectors if self.personal_scale.numel() == 0 else vectors + self._offsets(ids)
+
+    def _offsets(self, ids: Tensor) -> Tensor:
+        """What entities, (L,), have of their own, (L, D)."""
+        lines = unpack(self.personal_of.index_select(0, ids)) if self.personal_of.numel() else ids
+        return offsets_of(
+            self.personal_levels.index_select(0, lines),
+            self.personal_scale.index_select(0, lines),
+            self.weight.dtype,
+        )
 
     def code_of(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """The clusters of entities, int64 (L, m), and their weights, float32 (L, m).
@@ -410,8 +438,31 @@ class ClusteredTable(nn.Module):
         self.codes[plan.entities] = pack(plan.clusters, self.codes.dtype)
         self.code_weights[plan.entities] = pack_weights(plan.levels)
 
+    @torch.no_grad()
+    def commit_personal(self, plan: PersonalPlan) -> None:
+        """Give the plan's entities offsets from their blends, and no others."""
+        levels, scale = quantize_offsets(plan.offsets)
+        lines = torch.arange(len(plan.entities), device=levels.device)
+        if len(plan.entities) == self.num_embeddings:
+            self.personal_of = lines[:0].to(torch.uint8)  # every line is its entity's
+            self.personal_levels, self.personal_scale = levels, scale
+            return
+        nobody = len(plan.entities)
+        line_of = lines.new_full((self.num_embeddings,), nobody)
+        line_of[plan.entities] = lines
+        self.personal_of = pack(line_of, code_dtype(nobody + 1))
+        self.personal_levels = torch.cat([levels, torch.zeros_like(levels[:1])])
+        self.personal_scale = torch.cat([scale, scale.new_zeros(1)])
+
+    def drop_personal(self) -> None:
+        """Leave every entity to its code."""
+        self.personal_of = self.personal_of[:0]
+        self.personal_levels = self.personal_levels[:0]
+        self.personal_scale = self.personal_scale[:0]
+
     def harden(self) -> None:
-        """Leave every entity in its own cluster alone: hard codes again."""
+        """Leave every entity in its own cluster alone: hard codes, nothing personal."""
+        self.drop_personal()
         if self.blend_size > 1:
             self._resize_codes(1)
 
@@ -443,10 +494,24 @@ class ClusteredTable(nn.Module):
         return pairs
 
     def make_room_for(self, state: Mapping[str, Any], prefix: str = "") -> None:
-        """Take the sizes of codes that a state dict has, before it is loaded.
+        """Take the sizes of codes and personal vectors that a state dict has, before it is loaded.
 
         state : may hold anything; what does not fit is left for loading to name
         """
+        levels, scale, line_of = (
+            state.get(f"{prefix}personal_{part}") for part in ("levels", "scale", "of")
+        )
+        if (
+            isinstance(levels, Tensor)
+            and isinstance(scale, Tensor)
+            and isinstance(line_of, Tensor)
+            and levels.shape == (scale.numel(), self.embedding_dim)
+            and line_of.numel() in (0, self.num_embeddings)
+            and line_of.dtype in (torch.uint8, torch.int16, torch.int32)
+        ):
+            self.personal_levels = torch.zeros_like(levels, device=self.codes.device)
+            self.personal_scale = torch.zeros_like(scale, device=self.codes.device)
+            self.personal_of = torch.zeros_like(line_of, device=self.codes.device)
         codes = state.get(f"{prefix}codes")
         if not isinstance(codes, Tensor) or codes.dim() != 2:
             return
@@ -461,6 +526,16 @@ class ClusteredTable(nn.Module):
         error_msgs: list[str] = args[-1] if args else kwargs["error_msgs"]
         if error_msgs:
             return
+        lines = self.personal_scale.numel()
+        if self.personal_of.numel():
+            is_personal_whole = int(unpack(self.personal_of).max()) < lines
+        else:
+            is_personal_whole = lines in (0, self.num_embeddings)
+        if not is_personal_whole:
+            error_msgs.append(
+                f"{prefix}personal_of points at vectors that {prefix}personal_levels lacks: "
+                "the two were not saved at the same moment"
+            )
         is_live = self.born_at >= 0
         clusters = unpack(self.codes)
         if int(clusters.max()) >= self.max_clusters or not bool(is_live[clusters].all()):
@@ -567,7 +642,8 @@ class ClusteredEmbeddingBag(ClusteredTable):
         """Pool the vectors of bags: (B, L), or (L,) with offsets (B,), gives floats (B, D)."""
         _check_id_dtype("input", input)
         flat = input.reshape(-1)
-        is_pooling_rows = self.probe is None and self.blend_size == 1
+        is_plain = self.blend_size == 1 and not self.num_personal
+        is_pooling_rows = self.probe is None and is_plain
         if is_pooling_rows:
             row_ids = self.code_of(flat)[0].squeeze(1)
             self.renormalize(row_ids)
@@ -615,6 +691,10 @@ def _bag_of(input: Tensor, offsets: Tensor | None, include_last_offset: bool) ->
     starts = offsets[:-1] if include_last_offset else offsets
     positions = torch.arange(input.shape[0], device=input.device)
     return torch.searchsorted(starts.to(positions.dtype), positions, right=True) - 1
+
+
+def _num_bytes(*arrays: Tensor) -> int:
+    return sum(array.numel() * array.element_size() for array in arrays)
 
 
 def _levels_from(weights: Tensor | None, cluster_of: Tensor) -> Tensor:

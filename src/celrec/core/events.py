@@ -92,6 +92,14 @@ class CodeEvent(_Event):
 
 
 @dataclass(frozen=True)
+class PersonalEvent(_Event):
+    """Entities (P,) got vectors of their own, as offsets from their blends; no others have any."""
+
+    kind: ClassVar[str] = "personal"
+    entities: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
 class SkipEvent(_Event):
     """A table had no round, for the reason given."""
 
@@ -99,4 +107,4 @@ class SkipEvent(_Event):
     reason: str
 
 
-Event = SplitEvent | MoveEvent | ReclaimEvent | CodeEvent | SkipEvent
+Event = SplitEvent | MoveEvent | ReclaimEvent | CodeEvent | PersonalEvent | SkipEvent

@@ -24,6 +24,7 @@ from celrec.errors import ArgumentError, LossError, SampleError
 
 if TYPE_CHECKING:
     from celrec.core.embedding import ClusteredTable
+    from celrec.core.personal import Posterior
 
 PerSampleLoss = Callable[[Any], Tensor]
 """batch -> losses in nats, (B,)."""
@@ -136,8 +137,31 @@ class ProposalProbe(_Probe):
         return vectors
 
 
+class PosteriorProbe(_Probe):
+    """Answers with draws from posteriors, as leaves whose gradients can be taken."""
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        generator: torch.Generator,
+        sample_of: SampleOf | None = None,
+    ) -> None:
+        super().__init__(sample_of)
+        self.posterior = posterior
+        self.generator = generator
+
+    def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
+        flat = self.posterior.draw(ids.reshape(-1), self.generator)
+        vectors = flat.view(*ids.shape, table.embedding_dim)
+        vectors.requires_grad_(torch.is_grad_enabled())
+        self._record(ids, vectors, bag_of)
+        return vectors
+
+
 @contextmanager
-def attached(table: ClusteredTable, probe: GradientProbe | ProposalProbe) -> Iterator[None]:
+def attached(
+    table: ClusteredTable, probe: GradientProbe | ProposalProbe | PosteriorProbe
+) -> Iterator[None]:
     """Hand the table's look-ups to a probe for the length of a block."""
     table.probe = probe
     try:

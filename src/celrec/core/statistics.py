@@ -107,7 +107,7 @@ def collect_statistics(
                 continue
             vectors = [look_up.vectors for look_up in probe.look_ups]
             gradients = torch.autograd.grad(losses.sum(), vectors, allow_unused=True)
-            pairs = _sample_entity_pairs(table, probe.take(), gradients, len(losses))
+            pairs = sample_entity_pairs(table, probe.take(), gradients, len(losses))
             is_interacting |= pairs.is_interacting
             samples.count_entities(pairs.entities)
             count.index_add_(0, pairs.entities, torch.ones_like(pairs.entities))
@@ -151,7 +151,7 @@ class _Pairs:
     is_interacting: bool
 
 
-def _sample_entity_pairs(
+def sample_entity_pairs(
     table: ClusteredTable,
     look_ups: list[LookUp],
     gradients: tuple[Tensor | None, ...],

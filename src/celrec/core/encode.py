@@ -1,0 +1,187 @@
+"""From clusters to codes under a byte budget: blends for all, personal vectors for some.
+
+`Budget` says what the bytes are spent on. The first go to blends, for four clusters in place of one
+are worth more than anything else (six bytes an entity); what is left goes to personal vectors, in
+the order of what each is expected to gain. Where every entity with data gets a vector of its own,
+blends are given back: docs/design/personal-vectors.md has the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from celrec.core.blend import CodePlan, nearest_blend
+from celrec.core.codes import code_bytes, code_dtype, quantize
+from celrec.core.embedding import ClusteredTable
+from celrec.core.offsets import offset_bytes
+from celrec.core.personal import PersonalPlan, Posterior, expected_gains
+from celrec.core.recording import SampleLoss
+from celrec.core.statistics import StatisticsPass, collect_statistics
+from celrec.errors import ArgumentError
+
+BLEND_SIZE = 4
+"""Clusters in the blend of an entity, where the budget allows."""
+
+_ENTITIES_AT_A_TIME = 1 << 16  # weights take this many x K floats
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What tables may take, and what it is spent on.
+
+    blend_size : m, the same for all tables
+    vector_bytes : what is left for personal vectors and the index to them; None where it is enough
+        for everyone, given that blends are given back
+    """
+
+    blend_size: int
+    vector_bytes: int | None
+
+    @staticmethod
+    def of(tables: Mapping[str, ClusteredTable], bytes_per_entity: float) -> Budget:
+        """Spend `bytes_per_entity` times the entities of all tables.
+
+        raises : ArgumentError if that is less than rows and hard codes take
+        """
+        num_entities = sum(table.num_embeddings for table in tables.values())
+        total = int(bytes_per_entity * num_entities)
+        rows = sum(table.memory().table_bytes for table in tables.values())
+
+        def left_with(blend_size: int) -> int:
+            codes = sum(
+                table.num_embeddings
+                * code_bytes(min(blend_size, table.num_clusters), table.codes.element_size())
+                for table in tables.values()
+            )
+            return total - rows - codes
+
+        everyone = sum(
+            table.num_embeddings * (offset_bytes(table.embedding_dim) + _index_bytes(table))
+            for table in tables.values()
+        )
+        if left_with(1) >= everyone:
+            return Budget(BLEND_SIZE, None)
+        for blend_size in range(BLEND_SIZE, 0, -1):
+            if left_with(blend_size) >= 0:
+                return Budget(blend_size, left_with(blend_size))
+        least = (total - left_with(1)) / num_entities
+        raise ArgumentError(
+            f"bytes_per_entity is {bytes_per_entity:g}, but rows and hard codes alone take "
+            f"{least:.2f} for each of {num_entities} entities; raise it, or take fewer clusters"
+        )
+
+
+def choose_personal(
+    tables: Mapping[str, ClusteredTable],
+    found: Mapping[str, StatisticsPass],
+    vector_bytes: int | None,
+) -> dict[str, Tensor]:
+    """Who gets a vector of its own: the largest expected gain per byte first, over all tables.
+
+    found : statistics of every table at its present vectors
+    vector_bytes : for offsets and the index to them; None: everyone with data gets one
+    returns : by table, int64 (P,) ascending
+    """
+    entities = {name: found[name].statistics.entities for name in tables}
+    if vector_bytes is None:
+        return entities
+    gains, costs, owners = [], [], []
+    for number, (name, table) in enumerate(tables.items()):
+        statistics = found[name].statistics
+        vectors = table.look_up(statistics.entities).detach()
+        variance = vectors.float().var(0, correction=0).mean().clamp_min(1e-12)
+        cost = offset_bytes(table.embedding_dim)
+        gains.append(expected_gains(statistics, variance.expand(table.embedding_dim)) / cost)
+        costs.append(torch.full_like(statistics.entities, cost))
+        owners.append(torch.full_like(statistics.entities, number))
+        vector_bytes -= table.num_embeddings * _index_bytes(table) + cost  # and nobody's line
+    order = torch.cat(gains).argsort(descending=True, stable=True)
+    chosen = order[torch.cat(costs)[order].cumsum(0) <= vector_bytes]
+    owner, entity = torch.cat(owners)[chosen], torch.cat(list(entities.values()))[chosen]
+    return {name: entity[owner == number].sort().values for number, name in enumerate(tables)}
+
+
+@torch.no_grad()
+def commit_vectors(posterior: Posterior, count: Tensor) -> PersonalPlan:
+    """Give a table the vectors of its posterior: rows follow them, offsets hold the rest.
+
+    Where every entity with data has a vector of its own, blends are given back.
+
+    While vectors were fitted all tables' coordinates may have turned together. Rows are set so that
+    the blends of entities with a vector are nearest to these, and those of entities without one
+    stay where they were. Entities without data get the blend nearest to the mean of all with data.
+
+    count : int64 (N,)   samples of every entity
+    """
+    table = posterior.table
+    seen = count.nonzero().flatten()
+    target = table.look_up(seen).detach().to(posterior.mean.dtype)  # (S, D)
+    slots = posterior.slot_of[seen]
+    target[slots >= 0] = posterior.mean[slots[slots >= 0]]
+    table.drop_personal()
+    if len(posterior.entities) == len(seen):
+        table.harden()
+    live = table.live_clusters()
+    table.weight[live] = nearest_rows(table, seen, target)[live].to(table.weight.dtype)
+
+    unseen = (count == 0).nonzero().flatten()
+    if unseen.numel():
+        clusters, weights = nearest_blend(
+            table.weight[live].to(target.dtype), target.mean(0), table.blend_size
+        )
+        table.commit_codes(
+            CodePlan(
+                unseen,
+                live[clusters].expand(unseen.numel(), -1),
+                quantize(weights).expand(unseen.numel(), -1),
+            )
+        )
+    offsets = posterior.mean - table.look_up(posterior.entities)
+    plan = PersonalPlan(posterior.entities, offsets)
+    table.commit_personal(plan)
+    return plan
+
+
+def nearest_rows(table: ClusteredTable, entities: Tensor, vectors: Tensor) -> Tensor:
+    """The rows, (K_max, D), whose blends are nearest to given vectors, in least squares.
+
+    entities : int64 (E,)      vectors : (E, D)
+    A row that the entities do not determine stays near where it is.
+    """
+    num_rows = table.max_clusters
+    rows = table.weight.detach().to(vectors.dtype)
+    square = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=vectors.device)
+    product = torch.zeros(num_rows, vectors.shape[1], dtype=torch.float64, device=vectors.device)
+    for some, theirs in zip(
+        entities.split(_ENTITIES_AT_A_TIME), vectors.split(_ENTITIES_AT_A_TIME), strict=True
+    ):
+        clusters, weights = table.code_of(some)
+        if weights is None:
+            weights = torch.ones_like(clusters, dtype=torch.float32)
+        spread = torch.zeros(len(some), num_rows, dtype=torch.float64, device=vectors.device)
+        spread.scatter_add_(1, clusters, weights.double())
+        square.addmm_(spread.T, spread)
+        product.addmm_(spread.T, theirs.double() - spread @ rows.double())
+    ridge = 1e-3 * square.diagonal().mean() + 1e-9
+    square.diagonal().add_(ridge)
+    return rows + torch.linalg.solve(square, product).to(rows)
+
+
+def _index_bytes(table: ClusteredTable) -> int:
+    """What the index to personal vectors takes for each entity, at its widest."""
+    return code_dtype(table.num_embeddings + 1).itemsize
+
+
+def statistics_of(
+    tables: Mapping[str, ClusteredTable], loss: SampleLoss, sample_of: Mapping[str, object]
+) -> dict[str, StatisticsPass]:
+    """One pass per table at its present vectors."""
+    found = {}
+    for name, table in tables.items():
+        loss.look_at(name, sample_of.get(name))  # type: ignore[arg-type]
+        found[name] = collect_statistics(table, loss)
+    return found

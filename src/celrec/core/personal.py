@@ -1,0 +1,439 @@
+"""Personal vectors: an entity's own offset from the blend of its clusters' rows.
+
+Where memory allows, x_e = blend_e + o_e. A vector of its own must be learned from the few samples
+of one entity; how far they may pull it decides whether it helps. Here nobody sets that. The vectors
+of a table have a normal prior, fitted to all of them, and every entity has a normal posterior:
+
+    x_e ~ N(c, P^-1)              q(x_e) = N(mu_e, S_e),   S_e = (P + F_e)^-1
+
+F_e is the entity's empirical Fisher information, sum_j g_j g_j^T over its samples, with losses in
+nats. Training looks up a draw from q, one per entity and batch, so that each vector is learned
+against the uncertainty of all others, and takes natural-gradient steps
+
+    mu_e  <-  mu_e - rate * S_e ( sum_j g_j + P (mu_e - c) )
+
+After each pass c and P are set to the best given all posteriors (empirical Bayes):
+
+    c = mean_e mu_e               P^-1 = mean_e [ (mu_e - c)(mu_e - c)^T + S_e ]
+
+An entity with much data goes its own way; one with little stays near c, save in the directions in
+which the others' vectors differ most. Prediction uses mu_e alone. In the paper (Chen et al. 2023,
+section 3.4) one constant pulls every offset to its centre; docs/design/personal-vectors.md says
+what either gives.
+
+An offset is kept as D numbers of eight bits and one scale of sixteen.
+
+Source of the steps: Khan and Rue, "The Bayesian learning rule", JMLR 24 (2023), section 4.1; the
+prior's update is the EM step of a random-effects model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from celrec.core.recording import PerSampleLoss, PosteriorProbe, SampleLoss, SampleOf, attached
+from celrec.core.statistics import EntityStatistics, sample_entity_pairs
+from celrec.errors import LossError, check_count, check_number
+
+if TYPE_CHECKING:
+    from celrec.core.embedding import ClusteredTable
+
+_ENTITIES_AT_A_TIME = 1 << 12  # factorizations take a few times this many x D x D floats
+
+
+@dataclass(frozen=True)
+class PersonalPlan:
+    """Offsets of entities from their blends.
+
+    entities : int64 (P,) ascending      offsets : float (P, D)
+    """
+
+    entities: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalRule:
+    """How personal vectors are fitted.
+
+    epochs : >= 1, passes over the samples
+    warm_epochs : >= 0, passes before them without noise and with a prior that stays as it is, in
+        which vectors leave the few directions that the rows span
+    looseness : > 0, that prior's variance in every direction, in units of the largest variance of
+        the blends in any
+    rate : in (0, 1], share of a Newton step that the first epochs take
+    last_rate : in (0, 1], the same of the last; it falls geometrically after the first third
+    max_step : > 0, longest step, in root mean square standard deviations of the prior
+    memory : in [0, 1), what the Fisher information keeps of the pass before
+    acceleration : >= 1, power to which every change of the prior is raised: EM takes small steps
+    """
+
+    epochs: int = 24
+    warm_epochs: int = 5
+    looseness: float = 0.5
+    rate: float = 0.5
+    last_rate: float = 0.02
+    max_step: float = 0.5
+    memory: float = 0.5
+    acceleration: float = 3.0
+
+    def __post_init__(self) -> None:
+        check_count("epochs", self.epochs, at_least=1)
+        check_count("warm_epochs", self.warm_epochs)
+        check_number("looseness", self.looseness, above=0)
+        check_number("rate", self.rate, above=0, at_most=1)
+        check_number("last_rate", self.last_rate, above=0, at_most=1)
+        check_number("max_step", self.max_step, above=0)
+        check_number("memory", self.memory, at_least=0, at_most=1)
+        check_number("acceleration", self.acceleration, at_least=1)
+
+    def rate_in(self, epoch: int) -> float:
+        """The rate of an epoch, counted from 0.
+
+        >>> rule = PersonalRule(epochs=13, rate=0.4, last_rate=0.1)
+        >>> [round(rule.rate_in(epoch), 2) for epoch in (0, 4, 8, 12)]
+        [0.4, 0.4, 0.2, 0.1]
+        """
+        share = epoch / max(1, self.epochs - 1)
+        return self.rate * (self.last_rate / self.rate) ** max(0.0, 1.5 * share - 0.5)
+
+
+class Spread(Protocol):
+    """The covariances S_e of P posteriors; starts without Fisher information."""
+
+    def noise(self, slots: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws from N(0, S_e), (L, D), for entities at positions `slots`, (L,)."""
+        ...
+
+    def times(self, slots: Tensor, vectors: Tensor) -> Tensor:
+        """S_e v_e, (L, D)."""
+        ...
+
+    def observe(self, slots: Tensor, gradients: Tensor) -> None:
+        """Count gradients, (L, D), each of one sample, into the next Fisher information."""
+        ...
+
+    def renew(self, precision: Tensor, memory: float) -> None:
+        """Take over what was observed and a prior, (D, D).
+
+        memory : share of the Fisher information that the old one keeps; 1 where none was observed
+        """
+        ...
+
+    def total(self) -> Tensor:
+        """The sum of all S_e, (D, D)."""
+        ...
+
+
+class FullSpread:
+    """Every entity has a matrix of its own: 4 P D^2 numbers."""
+
+    def __init__(self, num_entities: int, precision: Tensor) -> None:
+        self.fisher = precision.new_zeros(num_entities, *precision.shape)
+        self.observed = torch.zeros_like(self.fisher)
+        self.root = torch.empty_like(self.fisher)  # S = root root^T
+        self.covariance = torch.empty_like(self.fisher)
+
+    def noise(self, slots: Tensor, generator: torch.Generator) -> Tensor:
+        draws = _standard_normal(slots.numel(), self.root, generator).unsqueeze(2)
+        return (self.root[slots] @ draws).squeeze(2)
+
+    def times(self, slots: Tensor, vectors: Tensor) -> Tensor:
+        return (self.covariance[slots] @ vectors.unsqueeze(2)).squeeze(2)
+
+    def observe(self, slots: Tensor, gradients: Tensor) -> None:
+        self.observed.index_add_(0, slots, gradients.unsqueeze(2) * gradients.unsqueeze(1))
+
+    def renew(self, precision: Tensor, memory: float) -> None:
+        self.fisher.lerp_(self.observed, 1 - memory)
+        self.observed.zero_()
+        identity = torch.eye(precision.shape[0]).to(precision)
+        for fisher, root, covariance in zip(
+            *(
+                part.split(_ENTITIES_AT_A_TIME)
+                for part in (self.fisher, self.root, self.covariance)
+            ),
+            strict=True,
+        ):
+            lower = torch.linalg.cholesky(fisher + precision)
+            root.copy_(torch.linalg.solve_triangular(lower.mT, identity, upper=True))
+            torch.matmul(root, root.mT, out=covariance)
+
+    def total(self) -> Tensor:
+        return self.covariance.sum(0)
+
+
+class SharedSpread:
+    """All entities share a basis B: S_e = B diag(1 / (1 + h_e)) B^T, in 2 P D numbers.
+
+    B makes the prior and the mean Fisher information diagonal together: B^T P B = 1. What is left
+    out is how single entities differ from that mean.
+    """
+
+    def __init__(self, num_entities: int, precision: Tensor) -> None:
+        self.basis = torch.linalg.inv(_lower_root(precision)).mT
+        self.information = precision.new_zeros(num_entities, precision.shape[0])  # h
+        self.observed = torch.zeros_like(self.information)
+        self.mean_fisher = torch.zeros_like(precision)
+        self.observed_mean = torch.zeros_like(precision)
+
+    def noise(self, slots: Tensor, generator: torch.Generator) -> Tensor:
+        draws = _standard_normal(slots.numel(), self.information, generator)
+        return draws * (1 + self.information[slots]).rsqrt() @ self.basis.T
+
+    def times(self, slots: Tensor, vectors: Tensor) -> Tensor:
+        return (vectors @ self.basis) / (1 + self.information[slots]) @ self.basis.T
+
+    def observe(self, slots: Tensor, gradients: Tensor) -> None:
+        self.observed.index_add_(0, slots, (gradients @ self.basis).square())
+        self.observed_mean.addmm_(gradients.T, gradients, alpha=1 / len(self.information))
+
+    def renew(self, precision: Tensor, memory: float) -> None:
+        self.information.lerp_(self.observed, 1 - memory)
+        self.observed.zero_()
+        if memory < 1:
+            self.mean_fisher.copy_(self.observed_mean)
+            self.observed_mean.zero_()
+        # The information stays with its direction: bases of successive passes differ little.
+        lower = _lower_root(precision).double()
+        inverse = torch.linalg.inv(lower)
+        directions = torch.linalg.eigh(inverse @ self.mean_fisher.double() @ inverse.T).eigenvectors
+        self.basis = (inverse.T @ directions).to(self.basis)
+
+    def total(self) -> Tensor:
+        return self.basis * (1 / (1 + self.information)).sum(0) @ self.basis.T
+
+
+class Posterior:
+    """The posteriors of P entities of one table, and their prior.
+
+    entities : int64 (P,) ascending      count : int64 (P,), samples of each, >= 1
+    max_bytes : for covariances; where a matrix for each takes more, they share a basis
+    """
+
+    def __init__(
+        self,
+        table: ClusteredTable,
+        entities: Tensor,
+        count: Tensor,
+        rule: PersonalRule,
+        max_bytes: int,
+    ) -> None:
+        self.table = table
+        self.rule = rule
+        self.entities = entities
+        self.count = count
+        self.slot_of = entities.new_full((table.num_embeddings,), -1)
+        self.slot_of[entities] = torch.arange(entities.numel(), device=entities.device)
+        dtype = torch.promote_types(table.weight.dtype, torch.float32)
+        self.mean = table.look_up(entities).detach().to(dtype)  # (P, D)
+        self.centre = self.mean.mean(0)  # (D,)
+        apart = self.mean - self.centre
+        widest = torch.linalg.eigvalsh(apart.T @ apart / len(apart))[-1]
+        smallest = torch.finfo(dtype).eps * (1 + self.centre.square().mean())
+        variance = (rule.looseness * widest).clamp_min(smallest)
+        self.precision = torch.eye(len(self.centre)).to(self.mean) / variance  # (D, D)
+        full_bytes = 16 * len(self.mean) * self.precision.numel()
+        kind = FullSpread if full_bytes <= max_bytes else SharedSpread
+        self.spread: Spread = kind(len(self.mean), self.precision)
+        self.is_noisy = False
+        self.is_moving = False
+        self.rate = 0.0
+
+    def draw(self, ids: Tensor, generator: torch.Generator) -> Tensor:
+        """Vectors of entities, ids (L,): (L, D). One without a posterior has the table's own."""
+        entities, inverse = ids.unique(return_inverse=True)
+        slots = self.slot_of[entities]
+        vectors = self.table.look_up(entities).detach().to(self.mean.dtype)
+        has_own = slots >= 0
+        slots = slots[has_own]
+        own = self.mean[slots]
+        if self.is_noisy:
+            own = own + self.spread.noise(slots, generator)
+        vectors[has_own] = own
+        return vectors[inverse]
+
+    def learn(self, entities: Tensor, gradients: Tensor) -> None:
+        """Take the gradients of a batch: observe them and, while moving, make a step.
+
+        entities : int64 (L,), repeats allowed      gradients : (L, D), one per sample and entity
+        """
+        slots = self.slot_of[entities]
+        has_own = slots >= 0
+        slots, gradients = slots[has_own], gradients[has_own].to(self.mean.dtype)
+        self.spread.observe(slots, gradients)
+        if not self.is_moving:
+            return
+        slots, inverse, times = slots.unique(return_inverse=True, return_counts=True)
+        total = self.mean.new_zeros(slots.numel(), self.mean.shape[1])
+        total.index_add_(0, inverse, gradients)
+        mean = self.mean[slots]
+        share = (times / self.count[slots]).unsqueeze(1)  # of the prior: a pass adds up to one
+        total += share * ((mean - self.centre) @ self.precision)
+        step = self.spread.times(slots, total)
+        length = ((step @ self.precision) * step).mean(1, keepdim=True).clamp_min(0).sqrt()
+        step *= (self.rule.max_step / length.clamp_min(1e-12)).clamp_max(1)
+        self.mean[slots] = mean - self.rate * step
+
+    def end_pass(self, *, memory: float, refit_prior: bool) -> None:
+        """Take over the Fisher information of a pass, and set the prior anew."""
+        self.spread.renew(self.precision, memory)
+        self.centre = self.mean.mean(0)
+        if refit_prior:
+            apart = (self.mean - self.centre).double()
+            variance = (apart.T @ apart + self.spread.total().double()) / len(apart)
+            self.precision = _moved_prior(self.precision, variance, self.rule.acceleration)
+            self.spread.renew(self.precision, 1.0)
+
+
+class PersonalFit:
+    """Fits the posteriors of several tables together, through a loss per sample.
+
+    posteriors : by table name
+    function : batch -> losses in nats (B,); it must not mix samples
+    parameters, optimizer : what else learns meanwhile, by the mean loss; None: nothing
+    sample_of : as in ClusterOptimizer
+    """
+
+    def __init__(
+        self,
+        posteriors: Mapping[str, Posterior],
+        function: PerSampleLoss,
+        *,
+        rule: PersonalRule,
+        sample_of: Mapping[str, SampleOf],
+        generator: torch.Generator,
+        optimizer: torch.optim.Optimizer | None = None,
+        parameters: Sequence[Tensor] = (),
+    ) -> None:
+        self.posteriors = dict(posteriors)
+        self.function = function
+        self.rule = rule
+        self.sample_of = sample_of
+        self.generator = generator
+        self.optimizer = optimizer
+        self.parameters = list(parameters) if optimizer is not None else []
+
+    def run(self, batches: Iterable[Any], after_pass: Callable[[float], None]) -> None:
+        """Make all passes.
+
+        batches : the samples, re-iterable; any order, best a new one each time
+        after_pass : told the mean loss of each pass, in nats
+        """
+        rule = self.rule
+        self._pass(batches, after_pass, rate=0.0, is_noisy=False)
+        for _ in range(rule.warm_epochs):
+            self._pass(batches, after_pass, rate=rule.rate, is_noisy=False, memory=rule.memory)
+        for _ in range(2):  # a fit without noise understates the information
+            self._pass(batches, after_pass, rate=0.0, is_noisy=True)
+        for epoch in range(rule.epochs):
+            self._pass(
+                batches,
+                after_pass,
+                rate=rule.rate_in(epoch),
+                is_noisy=True,
+                memory=rule.memory,
+                refit_prior=epoch > 0,
+            )
+
+    @torch.no_grad()
+    def _pass(
+        self,
+        batches: Iterable[Any],
+        after_pass: Callable[[float], None],
+        *,
+        rate: float,
+        is_noisy: bool,
+        memory: float = 0.0,
+        refit_prior: bool = False,
+    ) -> None:
+        probes = {}
+        loss = SampleLoss(self.function, batches, ", ".join(self.posteriors))
+        with ExitStack() as stack:
+            for name, posterior in self.posteriors.items():
+                posterior.rate, posterior.is_moving = rate, rate > 0
+                posterior.is_noisy = is_noisy
+                probes[name] = PosteriorProbe(posterior, self.generator, self.sample_of.get(name))
+                stack.enter_context(attached(posterior.table, probes[name]))
+            samples = stack.enter_context(loss.new_pass())
+            for batch in samples:
+                self._learn(batch, samples, probes, trains_others=rate > 0)
+        for posterior in self.posteriors.values():
+            posterior.end_pass(memory=memory, refit_prior=refit_prior)
+            if not bool(posterior.mean.isfinite().all()):
+                raise LossError(
+                    "personal vectors became NaN or infinite; is per_sample_loss in nats? Lower "
+                    f"PersonalRule.rate ({self.rule.rate:g}) or looseness ({self.rule.looseness:g})"
+                )
+        after_pass(float(samples.total) / max(1, samples.num_samples))
+
+    def _learn(
+        self,
+        batch: Any,
+        samples: Any,
+        probes: Mapping[str, PosteriorProbe],
+        *,
+        trains_others: bool,
+    ) -> None:
+        with torch.enable_grad():
+            losses = samples.losses(batch)
+            look_ups = {name: probe.take() for name, probe in probes.items()}
+            vectors = [one.vectors for some in look_ups.values() for one in some]
+            others = self.parameters if trains_others else []
+            gradients = torch.autograd.grad(losses.sum(), [*vectors, *others], allow_unused=True)
+        start = 0
+        for name, some in look_ups.items():
+            if some:
+                posterior = self.posteriors[name]
+                of_table = gradients[start : start + len(some)]
+                pairs = sample_entity_pairs(posterior.table, some, of_table, len(losses))
+                posterior.learn(pairs.entities, pairs.gradients)
+                start += len(some)
+        if others:
+            assert self.optimizer is not None
+            for parameter, gradient in zip(others, gradients[start:], strict=True):
+                parameter.grad = None if gradient is None else gradient / len(losses)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def expected_gains(statistics: EntityStatistics, variance: Tensor) -> Tensor:
+    """What a vector of its own is worth to each entity, (E,), in nats over as many samples again.
+
+    To second order, with a normal prior around the present vectors: the posterior mean of the
+    offset is o = -g / (h + 1 / variance), and serving it saves 1/2 h o^2, summed over D.
+
+    statistics : of E entities, at the vectors that they have without
+    variance : (D,), of offsets
+    """
+    offset = statistics.gradient / (statistics.curvature + 1 / variance)
+    return 0.5 * (statistics.curvature * offset.square()).sum(1)
+
+
+def _standard_normal(num_draws: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """(num_draws, D) drawn on the generator's device, so that all devices draw the same."""
+    return torch.randn(num_draws, like.shape[-1], generator=generator).to(like)
+
+
+def _lower_root(matrix: Tensor) -> Tensor:
+    return torch.linalg.cholesky(matrix.double()).to(matrix)
+
+
+def _moved_prior(precision: Tensor, variance: Tensor, power: float) -> Tensor:
+    """The precision that best fits, overshot: each change of a variance is raised to a power.
+
+    A step changes no variance by more than a factor of five.
+    """
+    root = torch.linalg.cholesky(torch.linalg.inv(precision.double()))  # of the present variance
+    inverse = torch.linalg.inv(root)
+    change, directions = torch.linalg.eigh(inverse @ variance.double() @ inverse.T)
+    factor = change.clamp(0.1, 10).pow(power).clamp(0.2, 5)
+    basis = root @ directions
+    moved = torch.linalg.inv(basis * factor @ basis.T)
+    return (0.5 * (moved + moved.T)).to(precision)
