@@ -221,8 +221,10 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     state : as from `model.state_dict()`
     raises : CheckpointError naming what is missing, left over, or of another shape or type
     """
+    buffers_before: list[tuple[ClusteredTable, dict[str, Tensor]]] = []
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, ClusteredTable):
+            buffers_before.append((module, dict(module.named_buffers(recurse=False))))
             module.make_room_for(state, f"{name}." if name else "")
     wanted = model.state_dict()
     problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
@@ -236,6 +238,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"{name} is {_looks(found)} in the checkpoint, {_looks(wanted[name])} in the model"
             )
     if problems:
+        for table, buffers in buffers_before:
+            for name, buffer in buffers.items():
+                setattr(table, name, buffer)
         raise CheckpointError(
             f"the checkpoint is of another model than this {type(model).__name__}: "
             f"{_listed(problems)}. Build the model with the settings that the checkpoint's run used"

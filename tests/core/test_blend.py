@@ -181,13 +181,11 @@ def test_entities_without_data_get_the_prior() -> None:
     clusters.blend_rule = BlendRule(temperature=1.0)
     events = clusters.blend(batches, m=6)
     assert [event.num_without_data for event in events] == [3, 0]
-    rows, weights = model.users.code_of(torch.tensor([60, 61, 62]))
-    assert weights is not None
-    sizes = model.users.prior_sizes.double() + 1
     assert int(model.users.prior_sizes.sum()) == 60
-    for line, weight in zip(rows, weights.double(), strict=True):
-        mixed = torch.zeros(6, dtype=torch.float64).index_add_(0, line, weight)
-        torch.testing.assert_close(mixed, sizes / sizes.sum(), rtol=0, atol=0.03)
+    sizes = (model.users.prior_sizes + 1) * (model.users.born_at >= 0)
+    mean_row = (sizes / sizes.sum()) @ model.users.weight.detach()
+    mistake = (model.users(torch.tensor([60, 61, 62])) - mean_row).norm(dim=1)
+    assert mistake.max() < 0.05 * model.users.weight.norm(dim=1).max()
 
 
 def test_folding_in_the_training_data_reproduces_the_codes() -> None:
