@@ -301,6 +301,34 @@ def train(
     ] = None,
     user_rows: Annotated[int | None, _option("Model", "Rows of the users' table alone.")] = None,
     item_rows: Annotated[int | None, _option("Model", "Rows of the items' table alone.")] = None,
+    blend: Annotated[
+        int | None,
+        _option(
+            "Codes",
+            "Clustered: clusters that an entity's code mixes, by four-bit weights; 1 for one "
+            "cluster each. Default: 4",
+        ),
+    ] = None,
+    personal: Annotated[
+        bool,
+        _option(
+            "Codes",
+            "Clustered: give every entity with data a vector of its own, in eight bits a number.",
+            "--personal",
+        ),
+    ] = False,
+    bytes_per_entity: Annotated[
+        float | None,
+        _option(
+            "Codes",
+            "Clustered: make the most of so many total bytes per entity, rows included: chooses "
+            "the blend, and who gets a personal vector.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        _option("Codes", "Of the posterior that blends follow. Default: 4"),
+    ] = None,
     epochs: Annotated[int | None, _option("Training", "Passes over the training data.")] = None,
     batch_size: Annotated[int | None, _option("Training", "Samples per step.")] = None,
     optimizer: Annotated[
@@ -390,6 +418,10 @@ def train(
             "embedding.kind": embedding,
             "embedding.user_rows": rows if user_rows is None else user_rows,
             "embedding.item_rows": rows if item_rows is None else item_rows,
+            "encoding.blend": blend,
+            "encoding.personal": personal or None,
+            "encoding.bytes_per_entity": bytes_per_entity,
+            "encoding.blend_rule.temperature": temperature,
             "training.epochs": epochs,
             "training.batch_size": batch_size,
             "training.optimizer": optimizer,

@@ -43,6 +43,10 @@ class Objective(Protocol):
         """Fit what `nats` needs to the predictions for all training data, (n,) and (n,)."""
         ...
 
+    def recalibrate(self, mean_nats: float) -> None:
+        """The same, from the mean of `nats` over all training data."""
+        ...
+
     def best_constant(self, label: Tensor) -> float:
         """The one prediction that fits all labels (n,) best."""
         ...
@@ -70,6 +74,9 @@ class BinaryCrossEntropy:
         return F.binary_cross_entropy_with_logits(prediction, label, reduction="none")
 
     def calibrate(self, prediction: Tensor, label: Tensor) -> None:
+        """Nothing: the loss is in nats as it is."""
+
+    def recalibrate(self, mean_nats: float) -> None:
         """Nothing: the loss is in nats as it is."""
 
     def best_constant(self, label: Tensor) -> float:
@@ -114,6 +121,10 @@ class SquaredError:
         """Set the noise variance to the mean squared error of these predictions."""
         mse = float((prediction.double() - label.double()).square().mean())
         self.noise_variance = max(mse, _SMALLEST_VARIANCE)
+
+    def recalibrate(self, mean_nats: float) -> None:
+        """Set the noise variance to the mean squared error that these nats stand for."""
+        self.noise_variance = max(2 * mean_nats * self.noise_variance, _SMALLEST_VARIANCE)
 
     def best_constant(self, label: Tensor) -> float:
         """The mean label."""

@@ -8,6 +8,7 @@ blends are given back: docs/design/personal-vectors.md has the figures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -48,27 +49,36 @@ class Budget:
         raises : ArgumentError if that is less than rows and hard codes take
         """
         num_entities = sum(table.num_embeddings for table in tables.values())
-        total = int(bytes_per_entity * num_entities)
+        total = int(round(bytes_per_entity * num_entities, 6))  # 0.29 x 100 is below 29
         rows = sum(table.memory().table_bytes for table in tables.values())
+
+        def code_bytes_of(table: ClusteredTable, blend_size: int) -> int:
+            return code_bytes(min(blend_size, table.num_clusters), table.codes.element_size())
 
         def left_with(blend_size: int) -> int:
             codes = sum(
-                table.num_embeddings
-                * code_bytes(min(blend_size, table.num_clusters), table.codes.element_size())
+                table.num_embeddings * code_bytes_of(table, blend_size)
                 for table in tables.values()
             )
             return total - rows - codes
 
         everyone = sum(
-            table.num_embeddings * (offset_bytes(table.embedding_dim) + _index_bytes(table))
+            table.num_embeddings
+            * max(
+                offset_bytes(table.embedding_dim) + _index_bytes(table),
+                # a table without data keeps its blends
+                code_bytes_of(table, BLEND_SIZE) - code_bytes_of(table, 1),
+            )
             for table in tables.values()
         )
         if left_with(1) >= everyone:
             return Budget(BLEND_SIZE, None)
-        for blend_size in range(BLEND_SIZE, 0, -1):
+        if left_with(BLEND_SIZE) >= 0:
+            return Budget(BLEND_SIZE, left_with(BLEND_SIZE))
+        for blend_size in range(BLEND_SIZE - 1, 0, -1):
             if left_with(blend_size) >= 0:
-                return Budget(blend_size, left_with(blend_size))
-        least = (total - left_with(1)) / num_entities
+                return Budget(blend_size, 0)  # else more bytes could mean fewer vectors
+        least = math.ceil(100 * (total - left_with(1)) / num_entities) / 100
         raise ArgumentError(
             f"bytes_per_entity is {bytes_per_entity:g}, but rows and hard codes alone take "
             f"{least:.2f} for each of {num_entities} entities; raise it, or take fewer clusters"
@@ -92,8 +102,8 @@ def choose_personal(
     gains, costs, owners = [], [], []
     for number, (name, table) in enumerate(tables.items()):
         statistics = found[name].statistics
-        vectors = table.look_up(statistics.entities).detach()
-        variance = vectors.float().var(0, correction=0).mean().clamp_min(1e-12)
+        vectors = table.look_up(statistics.entities).detach().float()
+        variance = (vectors - vectors.mean(0)).square().mean().clamp_min(1e-12)
         cost = offset_bytes(table.embedding_dim)
         gains.append(expected_gains(statistics, variance.expand(table.embedding_dim)) / cost)
         costs.append(torch.full_like(statistics.entities, cost))

@@ -7,26 +7,32 @@ from torch import Tensor
 
 LARGEST_LEVEL = 127
 
+_LARGEST_SCALE_BITS = 0x7BFF  # of 65,504; the next bits are infinity's
+
 
 def quantize_offsets(offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Eight-bit numbers and one scale for each offset.
 
     offsets : float (P, D)
     returns : int8 (P, D), and the bits of float16 scales, int16 (P,): a model's `.to(dtype)` must
-        not widen them. Their product is within half a scale of the offset
+        not widen them. Their product is within half a scale of the offset; beyond 127 times the
+        largest scale, 8.3 million, numbers are cut to that
 
     >>> levels, scale = quantize_offsets(torch.tensor([[1.27, -0.5]]))
     >>> levels.tolist()
     [[127, -50]]
     >>> offsets_of(levels, scale)
-    tensor([[ 1.2712, -0.5005]])
+    tensor([[ 1.2703, -0.5001]])
     """
-    largest = offsets.abs().amax(1)
-    # Rounded up, so that the largest number fits; below float16's smallest nothing is kept.
-    scale = (largest / LARGEST_LEVEL * (1 + 2**-10)).to(torch.float16)
-    divisor = scale.float().clamp_min(2**-24).unsqueeze(1)
-    levels = (offsets.float() / divisor).round().clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
-    return levels.to(torch.int8), scale.view(torch.int16)
+    assert bool(offsets.isfinite().all()), "a NaN has no level"
+    largest = offsets.abs().amax(1).float()
+    scale = (largest / LARGEST_LEVEL).to(torch.float16)
+    # Rounded up, so that the largest number fits: the next float16 has the next bits.
+    bits = scale.view(torch.int16) + (scale.float() * LARGEST_LEVEL < largest).to(torch.int16)
+    bits.clamp_max_(_LARGEST_SCALE_BITS)
+    divisor = bits.view(torch.float16).float().clamp_min(2**-24).unsqueeze(1)
+    levels = (offsets / divisor).round().clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
+    return levels.to(torch.int8), bits
 
 
 def offsets_of(levels: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

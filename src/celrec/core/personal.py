@@ -70,7 +70,7 @@ class PersonalRule:
     rate : in (0, 1], share of a Newton step that the first epochs take
     last_rate : in (0, 1], the same of the last; it falls geometrically after the first third
     max_step : > 0, longest step, in root mean square standard deviations of the prior
-    memory : in [0, 1), what the Fisher information keeps of the pass before
+    memory : in [0, 1], what the Fisher information keeps of the pass before
     acceleration : >= 1, power to which every change of the prior is raised: EM takes small steps
     """
 
@@ -200,11 +200,14 @@ class SharedSpread:
         if memory < 1:
             self.mean_fisher.copy_(self.observed_mean)
             self.observed_mean.zero_()
-        # The information stays with its direction: bases of successive passes differ little.
         lower = _lower_root(precision).double()
         inverse = torch.linalg.inv(lower)
         directions = torch.linalg.eigh(inverse @ self.mean_fisher.double() @ inverse.T).eigenvectors
-        self.basis = (inverse.T @ directions).to(self.basis)
+        basis = inverse.T @ directions
+        # What is known, a diagonal in the old basis, has this diagonal in the new one.
+        turn = torch.linalg.solve(self.basis.double(), basis)
+        self.information = self.information @ turn.square().to(self.basis)
+        self.basis = basis.to(self.basis)
 
     def total(self) -> Tensor:
         return self.basis * (1 / (1 + self.information)).sum(0) @ self.basis.T
@@ -257,7 +260,7 @@ class Posterior:
         if self.is_noisy:
             own = own + self.spread.noise(slots, generator)
         vectors[has_own] = own
-        return vectors[inverse]
+        return vectors[inverse].to(self.table.weight.dtype)
 
     def learn(self, entities: Tensor, gradients: Tensor) -> None:
         """Take the gradients of a batch: observe them and, while moving, make a step.
@@ -297,7 +300,8 @@ class PersonalFit:
 
     posteriors : by table name
     function : batch -> losses in nats (B,); it must not mix samples
-    parameters, optimizer : what else learns meanwhile, by the mean loss; None: nothing
+    parameters, optimizer : what else learns meanwhile, by the mean loss, where the optimizer holds
+        it; None: nothing
     sample_of : as in ClusterOptimizer
     """
 
@@ -318,7 +322,9 @@ class PersonalFit:
         self.sample_of = sample_of
         self.generator = generator
         self.optimizer = optimizer
-        self.parameters = list(parameters) if optimizer is not None else []
+        groups = [] if optimizer is None else optimizer.param_groups
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        self.parameters = [parameter for parameter in parameters if id(parameter) in held]
 
     def run(self, batches: Iterable[Any], after_pass: Callable[[float], None]) -> None:
         """Make all passes.
@@ -327,6 +333,8 @@ class PersonalFit:
         after_pass : told the mean loss of each pass, in nats
         """
         rule = self.rule
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()  # what training left there must not move rows
         self._pass(batches, after_pass, rate=0.0, is_noisy=False)
         for _ in range(rule.warm_epochs):
             self._pass(batches, after_pass, rate=rule.rate, is_noisy=False, memory=rule.memory)
@@ -364,11 +372,16 @@ class PersonalFit:
             samples = stack.enter_context(loss.new_pass())
             for batch in samples:
                 self._learn(batch, samples, probes, trains_others=rate > 0)
-        for posterior in self.posteriors.values():
-            posterior.end_pass(memory=memory, refit_prior=refit_prior)
-            if not bool(posterior.mean.isfinite().all()):
+        for name, posterior in self.posteriors.items():
+            try:
+                posterior.end_pass(memory=memory, refit_prior=refit_prior)
+                is_sound = bool(posterior.mean.isfinite().all())
+            except torch.linalg.LinAlgError:  # NaN, or numbers too far apart, in a covariance
+                is_sound = False
+            if not is_sound:
                 raise LossError(
-                    "personal vectors became NaN or infinite; is per_sample_loss in nats? Lower "
+                    f"the personal vectors of table {name!r} or their covariances became NaN or "
+                    "infinite; is per_sample_loss in nats, and its gradient finite? Lower "
                     f"PersonalRule.rate ({self.rule.rate:g}) or looseness ({self.rule.looseness:g})"
                 )
         after_pass(float(samples.total) / max(1, samples.num_samples))

@@ -26,6 +26,7 @@ from celrec.core.reassign import ReassignRule
 from celrec.core.split import GainSplit
 from celrec.errors import ArgumentError, ConfigError, check_count, check_number, nearest_name
 from celrec.losses import Task
+from celrec.training.encoding import EncodingOptions
 from celrec.training.trainer import TrainingOptions
 
 ModelKind = Literal["gmf", "biased-mf", "nmf", "neumf"]
@@ -163,6 +164,7 @@ class RunConfig:
     model: ModelConfig
     embedding: EmbeddingConfig
     clusters: ClustersConfig
+    encoding: EncodingOptions
     training: TrainingOptions
     seed: int = 0
 

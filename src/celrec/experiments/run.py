@@ -43,6 +43,7 @@ from celrec.experiments.build import (
     initialise,
     load_interactions,
     table_of_entity,
+    tables_of,
 )
 from celrec.experiments.config import RunConfig
 from celrec.history import read_history
@@ -57,6 +58,7 @@ RUN_FILES = (
     "timing.jsonl",
     "last.safetensors",
     "best.safetensors",
+    "encoded.safetensors",
     "users.parquet",
     "items.parquet",
     "metrics.json",
@@ -153,7 +155,8 @@ class SavedRun:
         if embedding.kind != "full":
             counts = dict.fromkeys((embedding.user_rows, embedding.item_rows))
             rows = f" {'+'.join(map(str, counts))} rows"
-        return f"{self.facts['data']['name']} {self.config.model.kind} {embedding.kind}{rows}"
+        codes = code_name(self.config)
+        return f"{self.facts['data']['name']} {self.config.model.kind} {codes}{rows}"
 
     def group(self) -> str:
         """The configuration without its seeds: equal for repetitions of one experiment."""
@@ -193,6 +196,16 @@ class SavedRun:
         return model.eval()
 
 
+def code_name(config: RunConfig) -> str:
+    """What a run's tables are called: "full", "hashed", or by their codes: "clustered", "blended",
+    "personal".
+    """
+    encoding = config.encoding
+    if config.embedding.kind != "clustered" or not encoding.is_needed:
+        return config.embedding.kind
+    return "personal" if encoding.is_personal else "blended"
+
+
 def new_run_dir(config: RunConfig, parent: Path = Path("runs")) -> Path:
     """A folder that does not exist yet, named after what the run is."""
     name = f"{Path(config.data.source).stem}-{config.model.kind}-{config.embedding.kind}"
@@ -219,6 +232,7 @@ def make_trainer(
         clusters=config.clusters.schedule,
         split_rule=config.clusters.split,
         reassign_rule=config.clusters.reassign,
+        encoding=config.encoding,
         seed=config.seed,
         run_dir=run_dir,
         progress=progress,
@@ -234,7 +248,7 @@ def _train(
 ) -> dict[str, Any]:
     initialise(model, config, parts.train)
     trainer = make_trainer(config, model, run_dir=run_dir, progress=progress)
-    trainer.fit(parts.train, parts.validation)
+    result = trainer.fit(parts.train, parts.validation)
     metrics = _figures(config, model, parts)
     for entity in ("user", "item"):
         frame = entity_frame(config, model, parts.train, entity)
@@ -245,6 +259,8 @@ def _train(
         for name, value in line.items()
         if name.endswith("_seconds")
     )
+    if result.encoding is not None:
+        seconds += result.encoding["seconds"]
     metrics["seconds"] = seconds
     write_text(run_dir / "metrics.json", json.dumps(metrics, indent=2))
     return metrics
@@ -252,7 +268,12 @@ def _train(
 
 def _figures(config: RunConfig, model: nn.Module, parts: Parts) -> dict[str, Any]:
     figures = evaluate_model(model, parts.test, task=config.task.kind, train=parts.train)
-    return figures | {"memory": memory_report(model).as_dict()}
+    codes = {
+        name: {"blend": table.blend_size, "personal": table.num_personal}
+        for name, table in tables_of(model).items()
+        if isinstance(table, ClusteredEmbedding)
+    }
+    return figures | {"memory": memory_report(model).as_dict(), "codes": codes}
 
 
 # --- entities ------------------------------------------------------------------------------------

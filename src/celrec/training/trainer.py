@@ -5,18 +5,22 @@ schedule asks for one; validation; a line of history; a checkpoint. A run that w
 moment, by Ctrl-C or by SIGKILL, goes on from its last checkpoint and ends with the same bits as one
 that was not, on the same machine with the same versions and thread count.
 
+After the last epoch entities get their final codes (encoding.py). That step is not saved in parts:
+a run that is stopped in it repeats it, with the same bits.
+
 The files of a run folder that are written here:
 
 - `history.jsonl`: one line per epoch (`EpochReport.as_line`), the same in every repetition of a run
 - `timing.jsonl`: seconds per epoch, which are not
 - `last.safetensors`: everything that a resumed run needs
 - `best.safetensors`: the model after its best epoch on validation; absent without validation
+- `encoded.safetensors`: that model with the codes made from it; absent where codes stay hard
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +50,7 @@ from celrec.errors import (
 from celrec.history import append_history, truncate_history
 from celrec.losses import Objective, Task
 from celrec.metrics import Metrics, check_labels, evaluate
+from celrec.training.encoding import EncodingOptions
 from celrec.training.evaluation import predict_ids
 from celrec.training.look_up_penalty import LookUpPenalty
 from celrec.training.progress import EpochReport, Progress, Silence
@@ -58,6 +63,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
 }
 
+_BATCH_SIZE_OF_PASSES = 4096  # smaller ones only cost time: steps are natural-gradient ones
 _BATCHES_BETWEEN_CHECKS = 64  # a check of the loss waits for the device
 _CHOSEN_BY: dict[Task, tuple[str, int]] = {"binary": ("auc", 1), "rating": ("mse", -1)}
 """The validation figure that picks the best epoch, and the sign that makes more of it better."""
@@ -123,11 +129,13 @@ class FitResult:
     num_epochs : epochs run, resumed ones included
     best_epoch : the epoch whose model was kept, counted from 1; None without validation
     history : the lines of history.jsonl
+    encoding : seconds and events of the last step, ready for JSON; None where codes stay hard
     """
 
     num_epochs: int
     best_epoch: int | None
     history: list[dict[str, Any]]
+    encoding: dict[str, Any] | None = None
 
 
 @dataclass
@@ -147,6 +155,7 @@ class Trainer:
     objective : what to minimise, see losses.py
     clusters, split_rule, reassign_rule : of the ClusterOptimizer; without clustered tables there
         is none
+    encoding : what entities store in the end; None: hard codes
     seed : of the order of samples and of the rounds. The model's own start is the caller's
     run_dir : where the run is kept, and resumed from if it has a checkpoint; made if missing. None
         keeps nothing
@@ -179,6 +188,7 @@ class Trainer:
         clusters: ClusterSchedule | None = None,
         split_rule: SplitRule | None = None,
         reassign_rule: ReassignRule | None = None,
+        encoding: EncodingOptions | None = None,
         seed: int = 0,
         run_dir: Path | str | None = None,
         progress: Progress | None = None,
@@ -201,6 +211,7 @@ class Trainer:
             for name, module in model.named_modules()
             if isinstance(module, ClusteredTable)
         }
+        self.encoding = encoding or EncodingOptions(blend=1)
         self.clusters: ClusterOptimizer | None = None
         if self.tables:
             self.clusters = ClusterOptimizer(
@@ -210,7 +221,13 @@ class Trainer:
                 clusters,
                 split_rule=split_rule,
                 reassign_rule=reassign_rule,
+                blend_rule=self.encoding.blend_rule,
                 seed=seed,
+            )
+        if hasattr(model, "project_") and self.encoding.is_personal:
+            raise ArgumentError(
+                f"{type(model).__name__} confines its rows, and personal vectors would leave them; "
+                "use blends alone (personal off, no bytes_per_entity)"
             )
         self.history: list[dict[str, Any]] = []
         self._state = _State()
@@ -256,11 +273,12 @@ class Trainer:
                 }
                 self._keep(report, timing, identity)
                 self.progress.on_epoch(report)
+            self._take_best_model()
+            encoding = self._encode(samples)
         finally:
             self.progress.stop()
-        self._take_best_model()
         self.model.eval()
-        return FitResult(self._state.epoch, self._state.best_epoch, self.history)
+        return FitResult(self._state.epoch, self._state.best_epoch, self.history, encoding)
 
     # --- the steps of an epoch, in order -----------------------------------------------------
 
@@ -304,6 +322,43 @@ class Trainer:
             prediction = predict_ids(self.model, samples.user, samples.item)
             self.objective.calibrate(prediction, samples.label)
         return clusters.round(samples.batches(options.round_batch_size))
+
+    def _encode(self, samples: _Samples) -> dict[str, Any] | None:
+        """Give entities their final codes; from the run folder, if that was done."""
+        clusters, options = self.clusters, self.encoding
+        if clusters is None or not options.is_needed:
+            return None
+        file = None if self.run_dir is None else self.run_dir / "encoded.safetensors"
+        if file is not None and file.exists():
+            saved = load_state(file, kind="encoded")
+            load_model_state(self.model, saved["model"])
+            return dict(saved["encoding"])
+        began = perf_counter()
+        if self.objective.needs_calibration:
+            prediction = predict_ids(self.model, samples.user, samples.item)
+            self.objective.calibrate(prediction, samples.label)
+        passes = _Passes(samples, self.seed, self.options)
+        rule, after_pass = options.personal_rule, self.objective.recalibrate
+        if options.bytes_per_entity is not None:
+            events = clusters.encode(
+                passes, options.bytes_per_entity, rule=rule, after_pass=after_pass
+            )
+        else:
+            events = clusters.blend(samples.batches(self.options.round_batch_size), options.blend)
+            if options.personal:
+                events += clusters.personalize(passes, rule=rule, after_pass=after_pass)
+        encoding = {
+            "seconds": perf_counter() - began,
+            "events": [event.summary() for event in events],
+        }
+        if file is not None:
+            saved = {
+                "epoch": self._state.best_epoch or self._state.epoch,
+                "model": self.model.state_dict(),
+                "encoding": encoding,
+            }
+            save_state(file, saved, kind="encoded")
+        return encoding
 
     def _per_sample_loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         user, item, label = batch
@@ -377,6 +432,7 @@ class Trainer:
             "clusters": None if clusters is None else _described(clusters.schedule),
             "split_rule": None if clusters is None else _described(clusters.split_rule),
             "reassign_rule": None if clusters is None else _described(clusters.reassign_rule),
+            "encoding": None if clusters is None else _described(self.encoding),
             "train": train.fingerprint(),
             "validation": None if validation is None else validation.fingerprint(),
         }
@@ -488,18 +544,24 @@ def load_trained(model: nn.Module, run_dir: Path | str) -> int:
     returns : the epoch, counted from 1
     raises : CheckpointError if the run has no checkpoint, or one of another model
     """
-    best, last = Path(run_dir) / "best.safetensors", Path(run_dir) / "last.safetensors"
+    folder = Path(run_dir)
     try:
-        if best.exists():
-            saved = load_state(best, kind="best")
-            epoch = int(saved["epoch"])
+        for kind in ("encoded", "best"):
+            file = folder / f"{kind}.safetensors"
+            if file.exists():
+                saved = load_state(file, kind=kind)
+                epoch = int(saved["epoch"])
+                break
         else:
-            saved = load_state(last, kind="training")
+            saved = load_state(folder / "last.safetensors", kind="training")
             epoch = int(saved["state"]["epoch"])
         load_model_state(model, saved["model"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint in {run_dir} is damaged: {error!r}") from error
     return epoch
+
+
+_Batch = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -528,7 +590,21 @@ class _Samples:
         order = torch.randperm(len(self.label), generator=generator).to(self.label.device)
         return _Samples(self.user[order], self.item[order], self.label[order])
 
-    def batches(self, batch_size: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def batches(self, batch_size: int) -> list[_Batch]:
         """The samples in batches; these are views and copy nothing."""
         parts = (part.split(batch_size) for part in (self.user, self.item, self.label))
         return list(zip(*parts, strict=True))
+
+
+class _Passes:
+    """The samples in batches, in another order each time, as the epochs after the last would be."""
+
+    def __init__(self, samples: _Samples, seed: int, options: TrainingOptions) -> None:
+        self.samples = samples
+        self.seed = seed
+        self.batch_size = max(options.batch_size, _BATCH_SIZE_OF_PASSES)
+        self.epoch = options.epochs
+
+    def __iter__(self) -> Iterator[_Batch]:
+        self.epoch += 1
+        return iter(self.samples.shuffled(self.seed, self.epoch).batches(self.batch_size))
