@@ -272,7 +272,6 @@ class ClusterOptimizer:
                     chosen[name],
                     found[name].count[chosen[name]],
                     rule,
-                    self.max_statistics_bytes,
                 )
                 for name, table in self.tables.items()
                 if chosen[name].numel()

@@ -57,8 +57,7 @@ class Budget:
 
         def left_with(blend_size: int) -> int:
             codes = sum(
-                table.num_embeddings * code_bytes_of(table, blend_size)
-                for table in tables.values()
+                table.num_embeddings * code_bytes_of(table, blend_size) for table in tables.values()
             )
             return total - rows - codes
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -43,8 +43,6 @@ from celrec.errors import LossError, check_count, check_number
 
 if TYPE_CHECKING:
     from celrec.core.embedding import ClusteredTable
-
-_ENTITIES_AT_A_TIME = 1 << 12  # factorizations take a few times this many x D x D floats
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,13 @@ class PersonalRule:
     last_rate : in (0, 1], the same of the last; it falls geometrically after the first third
     max_step : > 0, longest step, in root mean square standard deviations of the prior
     memory : in [0, 1], what the Fisher information keeps of the pass before
-    acceleration : >= 1, power to which every change of the prior is raised: EM takes small steps
+    acceleration : >= 1, largest power to which a change of the prior is raised: EM takes small
+        steps where data say little
     """
 
     epochs: int = 24
-    warm_epochs: int = 5
-    looseness: float = 0.5
+    warm_epochs: int = 10
+    looseness: float = 0.3
     rate: float = 0.5
     last_rate: float = 0.02
     max_step: float = 0.5
@@ -104,76 +103,13 @@ class PersonalRule:
         return self.rate * (self.last_rate / self.rate) ** max(0.0, 1.5 * share - 0.5)
 
 
-class Spread(Protocol):
-    """The covariances S_e of P posteriors; starts without Fisher information."""
+class Spread:
+    """The covariances S_e of P posteriors, in 2 P D numbers; without Fisher information at first.
 
-    def noise(self, slots: Tensor, generator: torch.Generator) -> Tensor:
-        """Draws from N(0, S_e), (L, D), for entities at positions `slots`, (L,)."""
-        ...
-
-    def times(self, slots: Tensor, vectors: Tensor) -> Tensor:
-        """S_e v_e, (L, D)."""
-        ...
-
-    def observe(self, slots: Tensor, gradients: Tensor) -> None:
-        """Count gradients, (L, D), each of one sample, into the next Fisher information."""
-        ...
-
-    def renew(self, precision: Tensor, memory: float) -> None:
-        """Take over what was observed and a prior, (D, D).
-
-        memory : share of the Fisher information that the old one keeps; 1 where none was observed
-        """
-        ...
-
-    def total(self) -> Tensor:
-        """The sum of all S_e, (D, D)."""
-        ...
-
-
-class FullSpread:
-    """Every entity has a matrix of its own: 4 P D^2 numbers."""
-
-    def __init__(self, num_entities: int, precision: Tensor) -> None:
-        self.fisher = precision.new_zeros(num_entities, *precision.shape)
-        self.observed = torch.zeros_like(self.fisher)
-        self.root = torch.empty_like(self.fisher)  # S = root root^T
-        self.covariance = torch.empty_like(self.fisher)
-
-    def noise(self, slots: Tensor, generator: torch.Generator) -> Tensor:
-        draws = _standard_normal(slots.numel(), self.root, generator).unsqueeze(2)
-        return (self.root[slots] @ draws).squeeze(2)
-
-    def times(self, slots: Tensor, vectors: Tensor) -> Tensor:
-        return (self.covariance[slots] @ vectors.unsqueeze(2)).squeeze(2)
-
-    def observe(self, slots: Tensor, gradients: Tensor) -> None:
-        self.observed.index_add_(0, slots, gradients.unsqueeze(2) * gradients.unsqueeze(1))
-
-    def renew(self, precision: Tensor, memory: float) -> None:
-        self.fisher.lerp_(self.observed, 1 - memory)
-        self.observed.zero_()
-        identity = torch.eye(precision.shape[0]).to(precision)
-        for fisher, root, covariance in zip(
-            *(
-                part.split(_ENTITIES_AT_A_TIME)
-                for part in (self.fisher, self.root, self.covariance)
-            ),
-            strict=True,
-        ):
-            lower = torch.linalg.cholesky(fisher + precision)
-            root.copy_(torch.linalg.solve_triangular(lower.mT, identity, upper=True))
-            torch.matmul(root, root.mT, out=covariance)
-
-    def total(self) -> Tensor:
-        return self.covariance.sum(0)
-
-
-class SharedSpread:
-    """All entities share a basis B: S_e = B diag(1 / (1 + h_e)) B^T, in 2 P D numbers.
-
-    B makes the prior and the mean Fisher information diagonal together: B^T P B = 1. What is left
-    out is how single entities differ from that mean.
+    All share a basis B in which S_e = B diag(1 / (1 + h_e)) B^T. B makes the prior and the mean
+    Fisher information diagonal together: B^T P B = 1. What is left out is how the correlations of
+    single entities differ from that mean; a matrix for each took three times as long and served no
+    better (docs/design/personal-vectors.md).
     """
 
     def __init__(self, num_entities: int, precision: Tensor) -> None:
@@ -184,17 +120,24 @@ class SharedSpread:
         self.observed_mean = torch.zeros_like(precision)
 
     def noise(self, slots: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws from N(0, S_e), (L, D), for entities at positions `slots`, (L,)."""
         draws = _standard_normal(slots.numel(), self.information, generator)
         return draws * (1 + self.information[slots]).rsqrt() @ self.basis.T
 
     def times(self, slots: Tensor, vectors: Tensor) -> Tensor:
+        """S_e v_e, (L, D)."""
         return (vectors @ self.basis) / (1 + self.information[slots]) @ self.basis.T
 
     def observe(self, slots: Tensor, gradients: Tensor) -> None:
+        """Count gradients, (L, D), each of one sample, into the next Fisher information."""
         self.observed.index_add_(0, slots, (gradients @ self.basis).square())
         self.observed_mean.addmm_(gradients.T, gradients, alpha=1 / len(self.information))
 
     def renew(self, precision: Tensor, memory: float) -> None:
+        """Take over what was observed and a prior, (D, D).
+
+        memory : share of the Fisher information that the old one keeps; 1 where none was observed
+        """
         self.information.lerp_(self.observed, 1 - memory)
         self.observed.zero_()
         if memory < 1:
@@ -210,6 +153,7 @@ class SharedSpread:
         self.basis = basis.to(self.basis)
 
     def total(self) -> Tensor:
+        """The sum of all S_e, (D, D)."""
         return self.basis * (1 / (1 + self.information)).sum(0) @ self.basis.T
 
 
@@ -217,7 +161,6 @@ class Posterior:
     """The posteriors of P entities of one table, and their prior.
 
     entities : int64 (P,) ascending      count : int64 (P,), samples of each, >= 1
-    max_bytes : for covariances; where a matrix for each takes more, they share a basis
     """
 
     def __init__(
@@ -226,7 +169,6 @@ class Posterior:
         entities: Tensor,
         count: Tensor,
         rule: PersonalRule,
-        max_bytes: int,
     ) -> None:
         self.table = table
         self.rule = rule
@@ -242,9 +184,7 @@ class Posterior:
         smallest = torch.finfo(dtype).eps * (1 + self.centre.square().mean())
         variance = (rule.looseness * widest).clamp_min(smallest)
         self.precision = torch.eye(len(self.centre)).to(self.mean) / variance  # (D, D)
-        full_bytes = 16 * len(self.mean) * self.precision.numel()
-        kind = FullSpread if full_bytes <= max_bytes else SharedSpread
-        self.spread: Spread = kind(len(self.mean), self.precision)
+        self.spread = Spread(len(self.mean), self.precision)
         self.is_noisy = False
         self.is_moving = False
         self.rate = 0.0
@@ -290,8 +230,10 @@ class Posterior:
         self.centre = self.mean.mean(0)
         if refit_prior:
             apart = (self.mean - self.centre).double()
-            variance = (apart.T @ apart + self.spread.total().double()) / len(apart)
-            self.precision = _moved_prior(self.precision, variance, self.rule.acceleration)
+            uncertain = self.spread.total().double() / len(apart)
+            variance = apart.T @ apart / len(apart) + uncertain
+            power = self.rule.acceleration
+            self.precision = _moved_prior(self.precision, variance, uncertain, power)
             self.spread.renew(self.precision, 1.0)
 
 
@@ -438,15 +380,20 @@ def _lower_root(matrix: Tensor) -> Tensor:
     return torch.linalg.cholesky(matrix.double()).to(matrix)
 
 
-def _moved_prior(precision: Tensor, variance: Tensor, power: float) -> Tensor:
+def _moved_prior(precision: Tensor, variance: Tensor, uncertain: Tensor, power: float) -> Tensor:
     """The precision that best fits, overshot: each change of a variance is raised to a power.
 
+    variance : (D, D), what fits best      uncertain : (D, D), the mean S_e, a part of it
+    power : the largest. In a direction in which a share s of the present variance is uncertain, EM
+        leaves about s^2 of the way to its end, and 1 / (1 - s^2) takes all of it; more would swing
     A step changes no variance by more than a factor of five.
     """
     root = torch.linalg.cholesky(torch.linalg.inv(precision.double()))  # of the present variance
     inverse = torch.linalg.inv(root)
     change, directions = torch.linalg.eigh(inverse @ variance.double() @ inverse.T)
-    factor = change.clamp(0.1, 10).pow(power).clamp(0.2, 5)
+    share = ((inverse @ uncertain.double() @ inverse.T @ directions) * directions).sum(0)
+    powers = (1 / (1 - share.square()).clamp_min(1 / power)).clamp_min(1)
+    factor = change.clamp(0.1, 10).pow(powers).clamp(0.2, 5)
     basis = root @ directions
     moved = torch.linalg.inv(basis * factor @ basis.T)
     return (0.5 * (moved + moved.T)).to(precision)
