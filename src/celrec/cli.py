@@ -459,6 +459,7 @@ def train(
         else:
             from_file = {} if config is None else read_values(config)
             chosen = RunConfig.from_values(merged(from_file, values))
+            _check_codes(chosen.embedding.kind, values.get("encoding", {}))
             run_dir = run_dir or new_run_dir(chosen)
             metrics = train_run(
                 chosen, run_dir, command=sys.argv, overwrite=overwrite, progress=progress
@@ -475,6 +476,24 @@ def train(
     _print_figures({str(run_dir): metrics})
     print(f"run: {run_dir}")
     _say(f"next: celrec inspect {run_dir}, or celrec report {run_dir}")
+
+
+def _check_codes(embedding: str, asked: Mapping[str, Any]) -> None:
+    """Refuse options about codes that would have no effect.
+
+    asked : of the section [encoding], what the command line gives
+    """
+    if asked and embedding != "clustered":
+        raise ConfigError(
+            f"codes belong to clustered tables, but the embedding is {embedding}; leave out "
+            "--blend, --personal, --bytes-per-entity and --temperature, or choose --embedding "
+            "clustered"
+        )
+    if "blend" in asked and "bytes_per_entity" in asked:
+        raise ConfigError(
+            "--blend and --bytes-per-entity are both given, but the byte budget decides by itself "
+            "how many clusters a code mixes; leave one of them out"
+        )
 
 
 def _nested(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,6 +155,17 @@ def test_rows_that_do_not_fit(celrec: CommandLine, tmp_path: Path, rows: str, me
         (["--partition", "time"], "needs times"),
         (["--positive-from", "4"], "choose the task binary"),
         (["--patience", "2", "--merge-validation"], "patience is 2, but there are no validation"),
+        (["--blend", "0"], "[encoding]: blend is 0; wanted an integer from 1 to 64"),
+        (["--blend", "65"], "[encoding]: blend is 65; wanted an integer from 1 to 64"),
+        (["--temperature", "0"], "[encoding.blend_rule]: temperature is 0"),
+        (["--bytes-per-entity", "0"], "[encoding]: bytes_per_entity is 0"),
+        (["--personal", "--bytes-per-entity", "9"], "personal and bytes_per_entity are both given"),
+        (["--blend", "2", "--bytes-per-entity", "9"], "leave one of them out"),
+        (["--personal", "--model", "nmf"], "choose another model, or blends alone"),
+        (["--bytes-per-entity", "99", "--model", "nmf"], "choose another model, or blends alone"),
+        (["--blend", "4", "--embedding", "full"], "but the embedding is full; leave out --blend"),
+        (["--temperature", "2", "--embedding", "hashed"], "but the embedding is hashed; leave out"),
+        (["--personal", "--embedding", "full"], "are for clustered tables, but the embedding is f"),
     ],
 )
 def test_options_out_of_range(
@@ -162,6 +173,14 @@ def test_options_out_of_range(
 ) -> None:
     file = written(tmp_path / "a.csv")
     assert message in refused(celrec, "train", file, "--out", tmp_path / "run", *options)
+
+
+def test_a_budget_that_rows_and_codes_exceed(celrec: CommandLine, tmp_path: Path) -> None:
+    file = written(tmp_path / "a.csv")
+    options = ["--rows", "4", "--epochs", "2", "--out", tmp_path / "run"]
+    said = refused(celrec, "train", file, *options, "--bytes-per-entity", "5")
+    assert "bytes_per_entity is 5, but rows and hard codes alone take" in said
+    assert "raise it, or take fewer clusters" in said
 
 
 def test_a_loss_that_is_no_number(celrec: CommandLine, tmp_path: Path) -> None:
@@ -243,7 +262,7 @@ def pickled(path: Path) -> None:
 def test_a_damaged_checkpoint(
     celrec: CommandLine, copied_run: Path, damage: Callable[[Path], None]
 ) -> None:
-    for name in ("last.safetensors", "best.safetensors"):
+    for name in ("last.safetensors", "best.safetensors", "encoded.safetensors"):
         damage(copied_run / name)
     for command in (["evaluate"], ["inspect"]):
         said = refused(celrec, *command, copied_run)

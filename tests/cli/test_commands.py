@@ -97,6 +97,40 @@ def test_merged_validation_trains_for_exactly_the_epochs_given(
     assert not (run / "best.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "blend", "has_personal", "name"),
+    [
+        (["--blend", "1"], 1, False, "clustered"),
+        (["--blend", "2", "--temperature", "1"], 2, False, "blended"),
+        (["--personal"], 4, True, "personal"),
+        (["--bytes-per-entity", "9"], 3, False, "personal"),
+        (["--bytes-per-entity", "30"], 4, True, "personal"),
+    ],
+)
+def test_codes_are_as_asked(
+    celrec: CommandLine,
+    tmp_path: Path,
+    options: list[str],
+    blend: int,
+    has_personal: bool,
+    name: str,
+) -> None:
+    source, run = write_planted(tmp_path / "data.parquet"), tmp_path / "run"
+    trained = celrec("train", source, *COLUMNS, *SHORT, *options, "--out", run, "--json")
+    assert trained.status == 0, trained.stderr
+    for codes in trained.json["codes"].values():
+        assert codes["blend"] == blend
+        assert (codes["personal"] > 0) == has_personal
+    if "--bytes-per-entity" in options:
+        assert trained.json["memory"]["total_bytes"] <= float(options[1]) * 100
+    evaluated = celrec("evaluate", run, "--json").json
+    assert evaluated["runs"][0]["mse"] == trained.json["mse"]
+    assert f"biased-mf {name} 4 rows" in evaluated["groups"][0]["label"]
+    (run / "metrics.json").unlink()
+    resumed = celrec("train", "--resume", run, "--json").json
+    assert {**resumed, "seconds": 0} == {**trained.json, "seconds": 0}
+
+
 def test_runs_get_a_new_folder_where_none_is_given(celrec: CommandLine, tmp_path: Path) -> None:
     source = write_planted(tmp_path / "data.parquet")
     found = [celrec("train", source, *SHORT, "--json").json["run"] for _ in range(2)]
@@ -121,7 +155,7 @@ def test_evaluating_several_runs_gives_mean_and_deviation(
     (group,) = found["groups"]
     assert group["num_runs"] == 2
     assert group["seeds"] == [0, 1]
-    assert group["label"] == "data.parquet biased-mf clustered 4 rows"
+    assert group["label"] == "data.parquet biased-mf blended 4 rows"
     assert group["mean"]["mse"] == pytest.approx(mean(figures))
     assert group["std"]["mse"] == pytest.approx(stdev(figures))
     assert group["mean"]["coldest_users"]["mse"] is None  # too few events

@@ -101,6 +101,11 @@ def test_clusters_finish_growing_in_any_number_of_epochs(task: str, epochs: int)
         ({"task": {"kind": "ranking"}}, r"task.kind is 'ranking'; did you mean 'rating'\?"),
         ({"task": {"positive_from": 4.0}}, "choose the task binary"),
         ({"clusters": {"split": {"eta": 2}}}, r"\[clusters.split\]: eta is 2; wanted"),
+        (
+            {"embedding": {"kind": "hashed"}, "encoding": {"personal": True}},
+            "for clustered tables, but the embedding is hashed; leave them out",
+        ),
+        ({"encoding": {"blend": 65}}, r"\[encoding\]: blend is 65; wanted an integer from 1 to 64"),
         ({"seed": -1}, "the configuration: seed is -1"),
         ({"data": {"source": 3}}, "data.source is 3; wanted a text"),
     ],

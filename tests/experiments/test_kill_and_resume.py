@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, ten times over, ends with the same bits as one that is not.
+"""A run that is killed at any moment, a dozen times, ends with the same bits as one that is not.
 
 The kills are real: SIGKILL to a process that runs `celrec train`. The processes are forked from a
 server that has the libraries loaded, so that a start takes milliseconds instead of seconds.
@@ -19,10 +19,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 
+from celrec.checkpoint import load_state
 from tests.experiments.making import write_planted
 
-NUM_KILLS = 10
+NUM_EPOCHS = 30
 SECONDS_TO_WAIT = 60.0
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -32,7 +34,7 @@ SERVER.set_forkserver_preload(["celrec.experiments.run", "celrec.cli", "torch._d
 # fmt: off
 OPTIONS = [
     "--time-col", "timestamp", "--task", "rating", "--rows", "40", "--width", "200",
-    "--epochs", "30", "--batch-size", "500", "--seed", "3",
+    "--epochs", str(NUM_EPOCHS), "--batch-size", "500", "--seed", "3", "--personal",
 ]
 # fmt: on
 
@@ -73,7 +75,13 @@ def moments(
     run: Path, seconds_per_epoch: float, rng: random.Random
 ) -> Iterator[tuple[str, Callable[[BaseProcess], None]]]:
     """Names of moments, and functions that wait for them."""
-    history = run / "history.jsonl"
+    history, last, encoded = (
+        run / name for name in ("history.jsonl", "last.safetensors", "encoded.safetensors")
+    )
+
+    def is_trained() -> bool:
+        is_over = history.read_bytes().count(b"\n") == NUM_EPOCHS
+        return is_over and last.stat().st_mtime_ns > history.stat().st_mtime_ns
 
     def after_an_epoch(process: BaseProcess) -> None:
         size = size_of(history)
@@ -93,16 +101,27 @@ def moments(
         after_an_epoch(process)
         time.sleep(rng.uniform(0, 2 * seconds_per_epoch))
 
+    def before_the_codes(process: BaseProcess) -> None:
+        wait_for(is_trained, process)
+        time.sleep(0.05)
+        assert not encoded.exists()
+
+    def during_the_codes(process: BaseProcess) -> None:
+        partial = encoded.with_name(encoded.name + ".partial")
+        wait_for(lambda: partial.exists() or encoded.exists(), process)
+
     yield "before the first checkpoint", before_the_first
     yield "during the write of best.safetensors", during_the_best
     for _ in range(4):
         yield "during the write of last.safetensors", during_the_last
-    while True:
+    for _ in range(4):
         yield "at random", at_random
+    yield "while codes are made", before_the_codes
+    yield "during the write of encoded.safetensors", during_the_codes
 
 
 @pytest.mark.slow
-def test_ten_kills_change_no_bit(tmp_path: Path) -> None:
+def test_a_dozen_kills_change_no_bit(tmp_path: Path) -> None:
     data = write_planted(tmp_path / "data.parquet", num_interactions=4000)
     log = tmp_path / "log.txt"
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
@@ -113,13 +132,12 @@ def test_ten_kills_change_no_bit(tmp_path: Path) -> None:
     assert process.exitcode == 0, log.read_text()
 
     timing = [json.loads(line) for line in (undisturbed / "timing.jsonl").read_text().splitlines()]
-    seconds_per_epoch = sum(line["train_seconds"] + line["round_seconds"] for line in timing) / 30
+    seconds_per_epoch = sum(line["train_seconds"] + line["round_seconds"] for line in timing)
+    seconds_per_epoch /= NUM_EPOCHS
 
     left_behind: list[str] = []
     command = [*train, str(killed)]
-    for number, (name, wait) in enumerate(moments(killed, seconds_per_epoch, random.Random(0))):
-        if number == NUM_KILLS:
-            break
+    for name, wait in moments(killed, seconds_per_epoch, random.Random(0)):
         process = begin(command, log)
         wait(process)
         process.kill()
@@ -136,6 +154,13 @@ def test_ten_kills_change_no_bit(tmp_path: Path) -> None:
     assert process.exitcode == 0, log.read_text()
     for name in ("history.jsonl", "last.safetensors", "best.safetensors", "items.parquet"):
         assert (killed / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    codes, expected = (
+        load_state(run / "encoded.safetensors", kind="encoded") for run in (killed, undisturbed)
+    )
+    assert codes["encoding"]["events"] == expected["encoding"]["events"]
+    assert codes["model"].keys() == expected["model"].keys()
+    for name, value in expected["model"].items():
+        assert torch.equal(codes["model"][name], value), name
     assert not list(killed.glob("*.partial"))
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from celrec.checkpoint import load_state
 from celrec.errors import CheckpointError, ConfigError
 from celrec.experiments.config import RunConfig
 from celrec.experiments.run import (
@@ -25,6 +27,8 @@ from celrec.experiments.run import (
     write_text,
 )
 from tests.experiments.making import config, write_planted
+
+CHECKPOINTS = ("last.safetensors", "best.safetensors", "encoded.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,8 @@ def test_a_finished_run_is_resumed_at_once(copied: Path) -> None:
     [
         ["metrics.json"],
         ["metrics.json", "items.parquet", "users.parquet"],
-        ["metrics.json", "last.safetensors", "best.safetensors", "history.jsonl"],
+        ["metrics.json", "encoded.safetensors"],
+        ["metrics.json", *CHECKPOINTS, "history.jsonl"],
     ],
 )
 def test_a_run_without_its_last_files_is_finished_by_resuming(
@@ -116,6 +121,23 @@ def test_a_run_without_its_last_files_is_finished_by_resuming(
     resume_run(copied)
     assert without_seconds(copied) == without_seconds(finished)
     assert (copied / "history.jsonl").read_bytes() == (finished / "history.jsonl").read_bytes()
+    codes, expected = (
+        load_state(run / "encoded.safetensors", kind="encoded") for run in (copied, finished)
+    )
+    assert codes["epoch"] == expected["epoch"]
+    assert codes["encoding"]["events"] == expected["encoding"]["events"]
+    assert all(torch.equal(codes["model"][name], v) for name, v in expected["model"].items())
+
+
+def test_hard_codes_need_no_step_of_their_own(finished: Path, tmp_path: Path) -> None:
+    hard = config(finished.parent / "data.parquet", encoding={"blend": 1})
+    codes = train_run(hard, tmp_path / "run")["codes"]
+    assert not (tmp_path / "run" / "encoded.safetensors").exists()
+    assert [code["blend"] for code in codes.values()] == [1, 1]
+    assert [code["blend"] for code in read_json(finished / "metrics.json")["codes"].values()] == [
+        4,
+        4,
+    ]
 
 
 def read_json_lines(path: Path) -> list[Any]:
@@ -145,7 +167,8 @@ def test_a_folder_with_other_things_is_refused(finished: Path, tmp_path: Path) -
 def test_a_damaged_folder_is_named(copied: Path, missing: str) -> None:
     (copied / missing).unlink()
     if missing == "best.safetensors":
-        (copied / "last.safetensors").unlink()
+        for name in ("encoded.safetensors", "last.safetensors"):
+            (copied / name).unlink()
     wanted = {
         "config.toml": "is no run: it has no config.toml",
         "run.json": "run.json is missing or damaged",

@@ -170,6 +170,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_count("seed", self.seed)
+        if self.encoding.is_personal and self.embedding.kind != "clustered":
+            raise ArgumentError(
+                "personal vectors and bytes_per_entity are for clustered tables, but the embedding "
+                f"is {self.embedding.kind}; leave them out, or choose the embedding clustered"
+            )
+        if self.encoding.is_personal and self.model.kind == "nmf":
+            raise ArgumentError(
+                "nmf keeps its rows nonnegative, and personal vectors would leave them; choose "
+                "another model, or blends alone (no personal, no bytes_per_entity)"
+            )
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> RunConfig:
