@@ -79,6 +79,22 @@ class ReclaimEvent(_Event):
 
 
 @dataclass(frozen=True)
+class MergeEvent(_Event):
+    """A cluster no longer paid and was dissolved: `entities` (M,) went to `to_cluster` (M,).
+
+    A ReclaimEvent of its row follows.
+
+    change : of the description length, in nats; below 0
+    """
+
+    kind: ClassVar[str] = "merge"
+    cluster: int
+    entities: Tensor = field(repr=False)
+    to_cluster: Tensor = field(repr=False)
+    change: float
+
+
+@dataclass(frozen=True)
 class CodeEvent(_Event):
     """Entities (E,) got new codes of `blend_size` clusters.
 
@@ -99,4 +115,4 @@ class SkipEvent(_Event):
     reason: str
 
 
-Event = SplitEvent | MoveEvent | ReclaimEvent | CodeEvent | SkipEvent
+Event = SplitEvent | MoveEvent | MergeEvent | ReclaimEvent | CodeEvent | SkipEvent
