@@ -16,7 +16,7 @@ correlations. The parent is given its own step: what it gains alone is no reason
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from celrec.core.reassign import Trial, losses_under, total_losses_under
 from celrec.core.recording import SampleLoss
-from celrec.core.split import SplitPlan
+from celrec.core.split import SplitPlan, first_principal_component
 from celrec.core.statistics import EntityStatistics, correlation_of
 
 if TYPE_CHECKING:
@@ -78,16 +78,32 @@ def newton_steps(statistics: EntityStatistics, group_of: Tensor, num_groups: int
     gradient = statistics.gradient.new_zeros(num_groups + 1, width)
     curvature = gradient.clone().index_add_(0, group_of, statistics.curvature)[:-1]
     gradient = gradient.index_add_(0, group_of, statistics.gradient)[:-1]
-    identity = torch.eye(width, dtype=gradient.dtype, device=gradient.device)
-    correlation = identity if statistics.fisher is None else correlation_of(statistics.fisher)
     steps = []
     for g, h in zip(
         gradient.split(_CLUSTERS_AT_A_TIME), curvature.split(_CLUSTERS_AT_A_TIME), strict=True
     ):
-        scale = h.sqrt()
-        hessian = scale.unsqueeze(2) * correlation * scale.unsqueeze(1) + _DAMPING * identity
-        steps.append(-torch.linalg.solve(hessian, g))
-    return torch.cat(steps)
+        steps.append(-torch.linalg.solve(_hessians(h, statistics), g.double()))
+    return torch.cat(steps).to(gradient.dtype)
+
+
+def _hessians(curvature: Tensor, statistics: EntityStatistics) -> Tensor:
+    """S C S + damping of each group, float64 (G, D, D), for S = diag(sqrt h) and h (G, D).
+
+    Gradients that share a direction make it nearly singular: single precision is not enough.
+    """
+    scale = curvature.double().sqrt()
+    correlation = _correlation(statistics)
+    damping = _DAMPING * torch.eye(len(correlation), dtype=scale.dtype, device=scale.device)
+    return scale.unsqueeze(2) * correlation * scale.unsqueeze(1) + damping
+
+
+def _correlation(statistics: EntityStatistics) -> Tensor:
+    """The correlation matrix of the table's gradients, float64 (D, D), without rounding below 0."""
+    if statistics.fisher is None:
+        identity = torch.eye(statistics.gradient.shape[1], dtype=torch.float64)
+        return identity.to(statistics.gradient.device)
+    values, vectors = torch.linalg.eigh(correlation_of(statistics.fisher.double()))
+    return (vectors * values.clamp_min(0)) @ vectors.T
 
 
 def stepped(table: ClusteredTable, steps: Tensor) -> list[Trial]:
@@ -107,7 +123,10 @@ def _within_norm(table: ClusteredTable, rows: Tensor) -> Tensor:
 def paying_splits(
     table: ClusteredTable, loss: SampleLoss, statistics: EntityStatistics, plan: SplitPlan
 ) -> SplitPlan:
-    """Keep the splits that pay; the members of each are settled by true losses.
+    """Settle the two sides of each split, and keep the splits that pay.
+
+    A cut across one direction mixes sides where clusters differ in several. Members go to the side
+    that explains them better until they rest, first to second order, then by true losses.
 
     statistics : of all members with data of the clusters that `plan` divides, taken at their rows
     returns : splits with their true gain; priority is by how much it exceeds the cost
@@ -115,37 +134,32 @@ def paying_splits(
     """
     if not plan.splits:
         return plan
-    entities, num_rows = statistics.entities, table.max_clusters
+    entities = statistics.entities
     cluster = table.cluster_ids()[entities]  # (E,)
-    goes = torch.isin(entities, torch.cat([split.moved for split in plan.splits]))
-    trials = []
-    for group in (cluster, cluster.where(~goes, num_rows), cluster.where(goes, num_rows)):
-        trials += stepped(table, newton_steps(statistics, group, num_rows))
+    is_moved = torch.isin(entities, torch.cat([split.moved for split in plan.splits]))
+    sides = _Sides(cluster, table.max_clusters)
+    goes = _settled_sides(sides, statistics, is_moved)
+    steps = [
+        newton_steps(statistics, cluster, sides.num_rows),
+        *_side_steps(sides, statistics, goes),
+    ]
+    trials = [trial for step in steps for trial in stepped(table, step)]
     losses = losses_under(table, loss, entities, trials)
     present = losses[:, :1]
     parent, stay, move = (
         torch.cat([present, part], 1) for part in losses[:, 1:].split(len(STEP_SIZES), 1)
     )
-
-    def summed(values: Tensor, of: Tensor) -> Tensor:
-        """Sums over the members of each cluster for which `of` is true, (K_max, *)."""
-        zeros = values.new_zeros(num_rows, *values.shape[1:])
-        return zeros.index_add_(0, cluster[of], values[of])
-
-    parent_loss = summed(parent, torch.ones_like(goes)).amin(1)  # (K_max,)
-    stay_loss = stay.gather(1, summed(stay, ~goes).argmin(1)[cluster].unsqueeze(1)).squeeze(1)
-    move_loss = move.gather(1, summed(move, goes).argmin(1)[cluster].unsqueeze(1)).squeeze(1)
-    ones = torch.ones_like(stay_loss)
+    everyone = torch.ones_like(goes)
+    parent_loss = sides.summed(parent, everyone).amin(1)  # (K_max,)
+    stay_best = sides.summed(stay, ~goes).argmin(1)
+    move_best = sides.summed(move, goes).argmin(1)
+    stay_loss = stay.gather(1, stay_best[cluster].unsqueeze(1)).squeeze(1)
+    move_loss = move.gather(1, move_best[cluster].unsqueeze(1)).squeeze(1)
     for _ in range(_NUM_SETTLINGS):
-        settled = move_loss - summed(ones, goes).log()[cluster] < (
-            stay_loss - summed(ones, ~goes).log()[cluster]
-        )
-        if torch.equal(settled, goes):
-            break
-        goes = settled
-    gain = parent_loss - summed(move_loss.where(goes, stay_loss), torch.ones_like(goes))
-    left, right = summed(ones, goes), summed(ones, ~goes)
-    samples = summed(statistics.count, torch.ones_like(goes))
+        goes = sides.better(stay_loss, move_loss, goes)
+    gain = parent_loss - sides.summed(move_loss.where(goes, stay_loss), everyone)
+    left, right = sides.sizes(goes), sides.sizes(~goes)
+    samples = sides.summed(statistics.count, everyone)
     surplus = gain - split_cost(samples, left, right, table.embedding_dim)
     kept = []
     for split in plan.splits:
@@ -161,6 +175,91 @@ def paying_splits(
                 )
             )
     return SplitPlan(tuple(kept))
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Members of clusters, each going or staying.
+
+    cluster : int64 (E,)      num_rows : K_max
+    """
+
+    cluster: Tensor
+    num_rows: int
+
+    def summed(self, values: Tensor, of: Tensor) -> Tensor:
+        """Sums over the members of each cluster for which `of` is true, (K_max, *)."""
+        zeros = values.new_zeros(self.num_rows, *values.shape[1:])
+        return zeros.index_add_(0, self.cluster[of], values[of])
+
+    def sizes(self, of: Tensor) -> Tensor:
+        return self.summed(torch.ones_like(self.cluster, dtype=torch.float64), of)
+
+    def better(self, stay_loss: Tensor, move_loss: Tensor, goes: Tensor) -> Tensor:
+        """Who goes if each takes the side of least loss - log share, at the present shares."""
+        stay = stay_loss - self.sizes(~goes).log()[self.cluster]
+        return move_loss - self.sizes(goes).log()[self.cluster] < stay
+
+
+def _side_steps(sides: _Sides, statistics: EntityStatistics, goes: Tensor) -> tuple[Tensor, Tensor]:
+    """The Newton steps of those who stay and of those who go, of every cluster, (K_max, D)."""
+    nobody = sides.num_rows
+    return (
+        newton_steps(statistics, sides.cluster.masked_fill(goes, nobody), nobody),
+        newton_steps(statistics, sides.cluster.masked_fill(~goes, nobody), nobody),
+    )
+
+
+def _settled_sides(sides: _Sides, statistics: EntityStatistics, is_moved: Tensor) -> Tensor:
+    """Who goes, bool (E,): the better of two starts after alternating rows and members.
+
+    One start is the plan's. The other is a cut at zero of gradients in units of their own noise,
+    where a direction that all clusters share does not hide the one in which they differ.
+    """
+    is_candidate = sides.sizes(is_moved)[sides.cluster] > 0
+    best_goes, best = is_moved, None
+    for goes in (is_moved, _whitened_cut(sides, statistics) & is_candidate):
+        for _ in range(_NUM_SETTLINGS):
+            steps = _side_steps(sides, statistics, goes)
+            estimates = [_estimated_change(sides, statistics, step) for step in steps]
+            settled = sides.better(*estimates, goes)
+            if torch.equal(settled, goes):
+                break
+            goes = settled
+        left, right = sides.sizes(goes), sides.sizes(~goes)
+        change = sides.summed(estimates[1].where(goes, estimates[0]), is_candidate)
+        change += split_cost(torch.ones_like(left), left, right, 0)
+        change[(left == 0) | (right == 0)] = torch.inf
+        if best is None:
+            best, best_goes = change, goes
+        else:
+            best_goes = goes.where((change < best)[sides.cluster], best_goes)
+    return best_goes
+
+
+def _estimated_change(sides: _Sides, statistics: EntityStatistics, steps: Tensor) -> Tensor:
+    """What its cluster's step adds to the loss of each entity, to second order, float64 (E,)."""
+    step = steps[sides.cluster]  # (E, D)
+    scaled = statistics.curvature.sqrt() * step
+    quadratic = (scaled @ _correlation(statistics).to(scaled.dtype) * scaled).sum(1)
+    return ((statistics.gradient * step).sum(1) + 0.5 * quadratic).double()
+
+
+def _whitened_cut(sides: _Sides, statistics: EntityStatistics) -> Tensor:
+    """Who lies above zero along the main direction of whitened, centred gradients, bool (E,)."""
+    above = torch.zeros_like(sides.cluster, dtype=torch.bool)
+    order = sides.cluster.argsort(stable=True)
+    _, sizes = sides.cluster.unique(return_counts=True)
+    for index in order.split(sizes.tolist()):
+        gradient, count = statistics.gradient[index], statistics.count[index].unsqueeze(1)
+        hessian = _hessians(statistics.curvature[index].sum(0, keepdim=True), statistics)[0]
+        share = count.double() / count.sum()
+        centred = (gradient - share * gradient.double().sum(0)) / share.sqrt()
+        white = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(hessian), centred.T, upper=False
+        ).T  # (M, D)
+        above[index] = white @ first_principal_component(white) > 0
+    return above
 
 
 def paying_splits_together(
