@@ -201,6 +201,14 @@ def _option(panel: str, text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
 
 
+def _rows(text: str | None) -> int | str | None:
+    """A number of rows; what is none stays a text, for the configuration to accept or refuse."""
+    try:
+        return text if text is None else int(text)
+    except ValueError:
+        return text
+
+
 @app.command()
 def train(
     source: Annotated[
@@ -294,13 +302,15 @@ def train(
         _option("Model", "Tables: clustered, full or hashed. Default: clustered"),
     ] = None,
     rows: Annotated[
-        int | None,
+        str | None,
         _option(
-            "Model", "Rows of each clustered or hashed table. Default: 64, fewer for few entities"
+            "Model",
+            "Rows of each clustered or hashed table; auto: a clustered one takes as many as the "
+            "data pay for. Default: 64, fewer for few entities",
         ),
     ] = None,
-    user_rows: Annotated[int | None, _option("Model", "Rows of the users' table alone.")] = None,
-    item_rows: Annotated[int | None, _option("Model", "Rows of the items' table alone.")] = None,
+    user_rows: Annotated[str | None, _option("Model", "Rows of the users' table alone.")] = None,
+    item_rows: Annotated[str | None, _option("Model", "Rows of the items' table alone.")] = None,
     epochs: Annotated[int | None, _option("Training", "Passes over the training data.")] = None,
     batch_size: Annotated[int | None, _option("Training", "Samples per step.")] = None,
     optimizer: Annotated[
@@ -388,8 +398,8 @@ def train(
             "model.kind": model,
             "model.width": width,
             "embedding.kind": embedding,
-            "embedding.user_rows": rows if user_rows is None else user_rows,
-            "embedding.item_rows": rows if item_rows is None else item_rows,
+            "embedding.user_rows": _rows(rows if user_rows is None else user_rows),
+            "embedding.item_rows": _rows(rows if item_rows is None else item_rows),
             "training.epochs": epochs,
             "training.batch_size": batch_size,
             "training.optimizer": optimizer,

@@ -50,9 +50,11 @@ from celrec.core.recording import (
 )
 from celrec.core.split import ClusterSplit, GainSplit, SplitPlan, SplitRule, num_splits_now
 from celrec.core.statistics import (
+    ClusterFisher,
     EntityStatistics,
     StatisticsPass,
     bytes_per_entity,
+    collect_cluster_fisher,
     collect_statistics,
 )
 from celrec.errors import ArgumentError, SampleError, check_count, nearest_name
@@ -332,15 +334,17 @@ class _TableRound:
             self._skip()
             return self.events
         seen = found.count.nonzero().flatten()
-        if table.is_auto and table.num_clusters > 1 and self._merge(seen, found, fits):
+        fisher = collect_cluster_fisher(table, self.loss) if table.is_auto else None
+        if fisher is not None and table.num_clusters > 1 and self._merge(seen, found, fisher, fits):
             found = collect_statistics(table, self.loss, None if fits else _NO_ENTITIES)
+            fisher = collect_cluster_fisher(table, self.loss)
         # Where the statistics were taken: splits below change rows, not what was measured.
         known = (found, self._vectors(seen)) if fits else None
 
         self.loss_before = found.total_loss
         num_splits = self.owner.num_splits(table)
         if num_splits:
-            self._split(num_splits, seen, found, fits)
+            self._split(num_splits, seen, found, fisher, fits)
         if table.num_clusters > 1:
             if found.is_interacting:
                 self._reassign_in_halves(seen, known)
@@ -353,7 +357,9 @@ class _TableRound:
 
     # --- merges ------------------------------------------------------------------------------
 
-    def _merge(self, seen: Tensor, found: StatisticsPass, fits: bool) -> bool:
+    def _merge(
+        self, seen: Tensor, found: StatisticsPass, fisher: ClusterFisher, fits: bool
+    ) -> bool:
         """Dissolve the clusters that no longer pay; returns whether there was one."""
         table, loss = self.table, self.loss
         penalties = self._penalties(table.live_clusters(), seen)
@@ -361,11 +367,11 @@ class _TableRound:
         blocks = [found.statistics] if fits else self._statistics_of_whole_clusters(seen)
         for statistics in blocks:
             if found.is_interacting:
-                part = estimated_candidates(table, statistics, self.rule, penalties)
+                part = estimated_candidates(table, statistics, fisher, self.rule, penalties)
             else:
-                part = merge_candidates(table, loss, statistics, self.rule, penalties)
+                part = merge_candidates(table, loss, statistics, fisher, self.rule, penalties)
             parts.append(part)
-        plan = plan_merges(MergeCandidates.joined(parts), table.embedding_dim)
+        plan = plan_merges(MergeCandidates.joined(parts), table.max_clusters, table.embedding_dim)
         if found.is_interacting:
             plan = best_by_total_loss(table, loss, plan)
         if not plan.merges:
@@ -388,16 +394,23 @@ class _TableRound:
 
     # --- splits ------------------------------------------------------------------------------
 
-    def _split(self, num_splits: int, seen: Tensor, found: StatisticsPass, fits: bool) -> None:
+    def _split(
+        self,
+        num_splits: int,
+        seen: Tensor,
+        found: StatisticsPass,
+        fisher: ClusterFisher | None,
+        fits: bool,
+    ) -> None:
         rows = self.table.weight.detach()
         splits: list[ClusterSplit] = []
         blocks = [found.statistics] if fits else self._statistics_of_whole_clusters(seen)
         for statistics in blocks:
             clusters = self._clusters(statistics.entities)
             plan = self.owner.split_rule.plan(statistics, clusters, rows)
-            if self.table.is_auto:
+            if fisher is not None:
                 keep_paying = paying_splits_together if found.is_interacting else paying_splits
-                plan = keep_paying(self.table, self.loss, statistics, plan)
+                plan = keep_paying(self.table, self.loss, statistics, fisher, plan)
             splits += plan.splits
         plan = SplitPlan(tuple(splits)).largest(num_splits)
         if not plan.splits:

@@ -25,15 +25,16 @@ from torch import Tensor
 from celrec.core.reassign import Trial, losses_under, total_losses_under
 from celrec.core.recording import SampleLoss
 from celrec.core.split import SplitPlan, first_principal_component
-from celrec.core.statistics import EntityStatistics, correlation_of
+from celrec.core.statistics import ClusterFisher, EntityStatistics
 
 if TYPE_CHECKING:
     from celrec.core.embedding import ClusteredTable
 
-STEP_SIZES = (0.5, 1.0, 1.5)
+STEP_SIZES = (0.5, 1.0, 2.0)
 """Of Newton steps; squared gradients over- and understate the curvature by as much."""
 
 _DAMPING = 1.0  # samples' worth of curvature
+_RIDGE = 1e-6  # of the trace; gradients are single precision
 _NUM_SETTLINGS = 10  # of members between two children whose losses are known; no pass
 _CLUSTERS_AT_A_TIME = 64  # Newton steps take this many x D x D floats
 
@@ -68,42 +69,39 @@ def split_cost(samples: Tensor, left: Tensor, right: Tensor, width: int) -> Tens
     return 0.5 * width * samples.double().log() + codes
 
 
-def newton_steps(statistics: EntityStatistics, group_of: Tensor, num_groups: int) -> Tensor:
+def newton_steps(
+    statistics: EntityStatistics, group_of: Tensor, fisher: ClusterFisher, parent_of: Tensor
+) -> Tensor:
     """The step of each group's row to the least loss, to second order, (G, D).
 
-    statistics : of E entities, each taken at its group's row
+    A group's curvature is its share, by samples, of the curvature of the cluster that it is part
+    of. That of its own diagonal is too little: where gradients fill few directions, steps would go
+    far along others.
+
+    statistics : of E entities, taken at their clusters' rows
     group_of : int64 (E,)   values in [0, G), or G for an entity of no group
+    parent_of : int64 (G,)   the cluster that each group is part of
     """
-    width = statistics.gradient.shape[1]
-    gradient = statistics.gradient.new_zeros(num_groups + 1, width)
-    curvature = gradient.clone().index_add_(0, group_of, statistics.curvature)[:-1]
-    gradient = gradient.index_add_(0, group_of, statistics.gradient)[:-1]
-    steps = []
-    for g, h in zip(
-        gradient.split(_CLUSTERS_AT_A_TIME), curvature.split(_CLUSTERS_AT_A_TIME), strict=True
-    ):
-        steps.append(-torch.linalg.solve(_hessians(h, statistics), g.double()))
-    return torch.cat(steps).to(gradient.dtype)
+    num_groups, width = len(parent_of), statistics.gradient.shape[1]
+    gradient = fisher.fisher.new_zeros(num_groups + 1, width)
+    gradient = gradient.index_add_(0, group_of, statistics.gradient.double())[:-1]
+    count = fisher.count.new_zeros(num_groups + 1)
+    count = count.index_add_(0, group_of, statistics.count.double())[:-1]
+    share = count / fisher.count[parent_of].clamp_min(1)
+    steps = [
+        -torch.linalg.solve(_damped(fisher.fisher[k] * s[:, None, None]), g)
+        for g, s, k in zip(
+            *(part.split(_CLUSTERS_AT_A_TIME) for part in (gradient, share, parent_of)), strict=True
+        )
+    ]
+    return torch.cat(steps).to(statistics.gradient.dtype)
 
 
-def _hessians(curvature: Tensor, statistics: EntityStatistics) -> Tensor:
-    """S C S + damping of each group, float64 (G, D, D), for S = diag(sqrt h) and h (G, D).
-
-    Gradients that share a direction make it nearly singular: single precision is not enough.
-    """
-    scale = curvature.double().sqrt()
-    correlation = _correlation(statistics)
-    damping = _DAMPING * torch.eye(len(correlation), dtype=scale.dtype, device=scale.device)
-    return scale.unsqueeze(2) * correlation * scale.unsqueeze(1) + damping
-
-
-def _correlation(statistics: EntityStatistics) -> Tensor:
-    """The correlation matrix of the table's gradients, float64 (D, D), without rounding below 0."""
-    if statistics.fisher is None:
-        identity = torch.eye(statistics.gradient.shape[1], dtype=torch.float64)
-        return identity.to(statistics.gradient.device)
-    values, vectors = torch.linalg.eigh(correlation_of(statistics.fisher.double()))
-    return (vectors * values.clamp_min(0)) @ vectors.T
+def _damped(curvature: Tensor) -> Tensor:
+    """Curvatures (*, D, D), positive definite beyond rounding."""
+    identity = torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
+    trace = curvature.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    return curvature + (_DAMPING + _RIDGE * trace) * identity
 
 
 def stepped(table: ClusteredTable, steps: Tensor) -> list[Trial]:
@@ -121,7 +119,11 @@ def _within_norm(table: ClusteredTable, rows: Tensor) -> Tensor:
 
 
 def paying_splits(
-    table: ClusteredTable, loss: SampleLoss, statistics: EntityStatistics, plan: SplitPlan
+    table: ClusteredTable,
+    loss: SampleLoss,
+    statistics: EntityStatistics,
+    fisher: ClusterFisher,
+    plan: SplitPlan,
 ) -> SplitPlan:
     """Settle the two sides of each split, and keep the splits that pay.
 
@@ -138,10 +140,10 @@ def paying_splits(
     cluster = table.cluster_ids()[entities]  # (E,)
     is_moved = torch.isin(entities, torch.cat([split.moved for split in plan.splits]))
     sides = _Sides(cluster, table.max_clusters)
-    goes = _settled_sides(sides, statistics, is_moved)
+    goes = _settled_sides(sides, statistics, fisher, is_moved)
     steps = [
-        newton_steps(statistics, cluster, sides.num_rows),
-        *_side_steps(sides, statistics, goes),
+        newton_steps(statistics, cluster, fisher, sides.every_row()),
+        *_side_steps(sides, statistics, fisher, goes),
     ]
     trials = [trial for step in steps for trial in stepped(table, step)]
     losses = losses_under(table, loss, entities, trials)
@@ -157,8 +159,9 @@ def paying_splits(
     move_loss = move.gather(1, move_best[cluster].unsqueeze(1)).squeeze(1)
     for _ in range(_NUM_SETTLINGS):
         goes = sides.better(stay_loss, move_loss, goes)
-    gain = parent_loss - sides.summed(move_loss.where(goes, stay_loss), everyone)
     left, right = sides.sizes(goes), sides.sizes(~goes)
+    gain = parent_loss - sides.summed(move_loss.where(goes, stay_loss), everyone)
+    gain += sides.summed(sides.returned(stay_loss, move_loss, goes), everyone)
     samples = sides.summed(statistics.count, everyone)
     surplus = gain - split_cost(samples, left, right, table.embedding_dim)
     kept = []
@@ -187,6 +190,9 @@ class _Sides:
     cluster: Tensor
     num_rows: int
 
+    def every_row(self) -> Tensor:
+        return torch.arange(self.num_rows, device=self.cluster.device)
+
     def summed(self, values: Tensor, of: Tensor) -> Tensor:
         """Sums over the members of each cluster for which `of` is true, (K_max, *)."""
         zeros = values.new_zeros(self.num_rows, *values.shape[1:])
@@ -200,17 +206,30 @@ class _Sides:
         stay = stay_loss - self.sizes(~goes).log()[self.cluster]
         return move_loss - self.sizes(goes).log()[self.cluster] < stay
 
+    def returned(self, stay_loss: Tensor, move_loss: Tensor, goes: Tensor) -> Tensor:
+        """What comes back of the cost of naming sides, float64 (E,), in nats >= 0.
 
-def _side_steps(sides: _Sides, statistics: EntityStatistics, goes: Tensor) -> tuple[Tensor, Tensor]:
+        -log sum_s share_s exp(-loss_s) is less than loss - log share of the side taken.
+        """
+        stay = stay_loss - self.sizes(~goes).log()[self.cluster]
+        move = move_loss - self.sizes(goes).log()[self.cluster]
+        return torch.nan_to_num(move.where(goes, stay) + torch.logaddexp(-stay, -move), nan=0.0)
+
+
+def _side_steps(
+    sides: _Sides, statistics: EntityStatistics, fisher: ClusterFisher, goes: Tensor
+) -> tuple[Tensor, Tensor]:
     """The Newton steps of those who stay and of those who go, of every cluster, (K_max, D)."""
-    nobody = sides.num_rows
+    rows, nobody = sides.every_row(), sides.num_rows
     return (
-        newton_steps(statistics, sides.cluster.masked_fill(goes, nobody), nobody),
-        newton_steps(statistics, sides.cluster.masked_fill(~goes, nobody), nobody),
+        newton_steps(statistics, sides.cluster.masked_fill(goes, nobody), fisher, rows),
+        newton_steps(statistics, sides.cluster.masked_fill(~goes, nobody), fisher, rows),
     )
 
 
-def _settled_sides(sides: _Sides, statistics: EntityStatistics, is_moved: Tensor) -> Tensor:
+def _settled_sides(
+    sides: _Sides, statistics: EntityStatistics, fisher: ClusterFisher, is_moved: Tensor
+) -> Tensor:
     """Who goes, bool (E,): the better of two starts after alternating rows and members.
 
     One start is the plan's. The other is a cut at zero of gradients in units of their own noise,
@@ -218,16 +237,16 @@ def _settled_sides(sides: _Sides, statistics: EntityStatistics, is_moved: Tensor
     """
     is_candidate = sides.sizes(is_moved)[sides.cluster] > 0
     best_goes, best = is_moved, None
-    for goes in (is_moved, _whitened_cut(sides, statistics) & is_candidate):
+    for goes in (is_moved, _whitened_cut(sides, statistics, fisher) & is_candidate):
         for _ in range(_NUM_SETTLINGS):
-            steps = _side_steps(sides, statistics, goes)
-            estimates = [_estimated_change(sides, statistics, step) for step in steps]
-            settled = sides.better(*estimates, goes)
+            steps = _side_steps(sides, statistics, fisher, goes)
+            stay, move = (_estimated_change(sides, statistics, fisher, step) for step in steps)
+            settled = sides.better(stay, move, goes)
             if torch.equal(settled, goes):
                 break
             goes = settled
         left, right = sides.sizes(goes), sides.sizes(~goes)
-        change = sides.summed(estimates[1].where(goes, estimates[0]), is_candidate)
+        change = sides.summed(move.where(goes, stay), is_candidate)
         change += split_cost(torch.ones_like(left), left, right, 0)
         change[(left == 0) | (right == 0)] = torch.inf
         if best is None:
@@ -237,33 +256,37 @@ def _settled_sides(sides: _Sides, statistics: EntityStatistics, is_moved: Tensor
     return best_goes
 
 
-def _estimated_change(sides: _Sides, statistics: EntityStatistics, steps: Tensor) -> Tensor:
+def _estimated_change(
+    sides: _Sides, statistics: EntityStatistics, fisher: ClusterFisher, steps: Tensor
+) -> Tensor:
     """What its cluster's step adds to the loss of each entity, to second order, float64 (E,)."""
-    step = steps[sides.cluster]  # (E, D)
-    scaled = statistics.curvature.sqrt() * step
-    quadratic = (scaled @ _correlation(statistics).to(scaled.dtype) * scaled).sum(1)
-    return ((statistics.gradient * step).sum(1) + 0.5 * quadratic).double()
+    of = steps.double()
+    per_sample = torch.einsum("kd,kde,ke->k", of, fisher.fisher, of) / fisher.count.clamp_min(1)
+    linear = (statistics.gradient * steps[sides.cluster]).sum(1)
+    return linear + 0.5 * statistics.count * per_sample[sides.cluster]
 
 
-def _whitened_cut(sides: _Sides, statistics: EntityStatistics) -> Tensor:
+def _whitened_cut(sides: _Sides, statistics: EntityStatistics, fisher: ClusterFisher) -> Tensor:
     """Who lies above zero along the main direction of whitened, centred gradients, bool (E,)."""
     above = torch.zeros_like(sides.cluster, dtype=torch.bool)
     order = sides.cluster.argsort(stable=True)
-    _, sizes = sides.cluster.unique(return_counts=True)
-    for index in order.split(sizes.tolist()):
+    present, sizes = sides.cluster.unique(return_counts=True)
+    for cluster, index in zip(present.tolist(), order.split(sizes.tolist()), strict=True):
         gradient, count = statistics.gradient[index], statistics.count[index].unsqueeze(1)
-        hessian = _hessians(statistics.curvature[index].sum(0, keepdim=True), statistics)[0]
         share = count.double() / count.sum()
         centred = (gradient - share * gradient.double().sum(0)) / share.sqrt()
-        white = torch.linalg.solve_triangular(
-            torch.linalg.cholesky(hessian), centred.T, upper=False
-        ).T  # (M, D)
+        factor = torch.linalg.cholesky(_damped(fisher.fisher[cluster]))
+        white = torch.linalg.solve_triangular(factor, centred.T, upper=False).T  # (M, D)
         above[index] = white @ first_principal_component(white) > 0
     return above
 
 
 def paying_splits_together(
-    table: ClusteredTable, loss: SampleLoss, statistics: EntityStatistics, plan: SplitPlan
+    table: ClusteredTable,
+    loss: SampleLoss,
+    statistics: EntityStatistics,
+    fisher: ClusterFisher,
+    plan: SplitPlan,
 ) -> SplitPlan:
     """Keep the first 1, 2, 4, ... splits that pay together, where samples mix entities.
 
@@ -284,17 +307,19 @@ def paying_splits_together(
     counts = sorted(set(counts))
     trials: list[Trial] = []
     for count in counts:
-        child = cluster.clone()
+        child, parent_of = cluster.clone(), torch.arange(num_rows, device=cluster.device)
         cluster_of, rows = table.cluster_of.clone(), table.weight.detach().clone()
         for split, new in zip(ranked[:count], sleeping.tolist(), strict=False):
             child[torch.isin(entities, split.moved)] = new
             cluster_of[split.moved] = sleeping.new_tensor(new).to(cluster_of.dtype)
             rows[new] = rows[split.cluster]
-        steps = newton_steps(statistics, child, num_rows)
+            parent_of[new] = split.cluster
+        steps = newton_steps(statistics, child, fisher, parent_of)
         trials += [
             Trial(cluster_of, _within_norm(table, rows + size * steps)) for size in STEP_SIZES
         ]
-    alone = stepped(table, newton_steps(statistics, cluster, num_rows))
+    every_row = torch.arange(num_rows, device=cluster.device)
+    alone = stepped(table, newton_steps(statistics, cluster, fisher, every_row))
     losses = total_losses_under(table, loss, alone + trials)
     before = min(losses[: 1 + len(alone)])
     after = [min(part) for part in _groups(losses[1 + len(alone) :], len(STEP_SIZES))]

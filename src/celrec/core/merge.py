@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from celrec.core.description_length import STEP_SIZES, description_cost, newton_steps, stepped
+from celrec.core.description_length import STEP_SIZES, newton_steps, stepped
 from celrec.core.reassign import ReassignRule, Trial, losses_under, total_losses_under
 from celrec.core.recording import SampleLoss
-from celrec.core.statistics import EntityStatistics
+from celrec.core.statistics import ClusterFisher, EntityStatistics
 
 if TYPE_CHECKING:
     from celrec.core.embedding import ClusteredTable
@@ -55,33 +55,30 @@ class MergePlan:
 
 @dataclass(frozen=True)
 class MergeCandidates:
-    """What dissolving clusters would cost: of E entities, all members with data of theirs.
+    """How well clusters explain E entities, all members with data of the clusters at hand.
 
-    entities, cluster, samples : int64 (E,)
-    target : int64 (E,)     the best other cluster
-    present_loss, target_loss : float64 (E,)   in the present and in the best other cluster
-    own_loss : float64 (K_max,)   of the members of a cluster after its row's best step
+    entities, samples : int64 (E,)
+    clusters : int64 (E, 1 + C)   the present one, and the best others
+    losses : float64 (E, 1 + C)   of the entity in each, in nats; the present one's row after its
+        best step
+    present_loss : float64 (E,)   in the present cluster as it is
     """
 
     entities: Tensor
-    cluster: Tensor
     samples: Tensor
-    target: Tensor
+    clusters: Tensor
+    losses: Tensor
     present_loss: Tensor
-    target_loss: Tensor
-    own_loss: Tensor
 
     @staticmethod
     def joined(parts: list[MergeCandidates]) -> MergeCandidates:
         """One for several parts with different clusters."""
         return MergeCandidates(
             torch.cat([part.entities for part in parts]),
-            torch.cat([part.cluster for part in parts]),
             torch.cat([part.samples for part in parts]),
-            torch.cat([part.target for part in parts]),
+            torch.cat([part.clusters for part in parts]),
+            torch.cat([part.losses for part in parts]),
             torch.cat([part.present_loss for part in parts]),
-            torch.cat([part.target_loss for part in parts]),
-            torch.stack([part.own_loss for part in parts]).sum(0),
         )
 
 
@@ -89,10 +86,11 @@ def merge_candidates(
     table: ClusteredTable,
     loss: SampleLoss,
     statistics: EntityStatistics,
+    fisher: ClusterFisher,
     rule: ReassignRule,
     penalties: Tensor,
 ) -> MergeCandidates:
-    """Evaluate the true losses of entities in their own and in the best other cluster.
+    """Evaluate the true losses of entities in their own and in the best other clusters.
 
     statistics : of all members with data of some clusters, taken at their rows
     rule : proposes the other clusters
@@ -106,43 +104,44 @@ def merge_candidates(
     for proposal in proposals.T:
         trials.append(Trial(table.cluster_of.clone()))
         trials[-1].cluster_of[entities] = proposal.to(table.cluster_of.dtype)
-    steps = newton_steps(statistics, cluster, table.max_clusters)
+    every_row = torch.arange(table.max_clusters, device=cluster.device)
+    steps = newton_steps(statistics, cluster, fisher, every_row)
     losses = losses_under(table, loss, entities, trials + stepped(table, steps))
     present, others, own = losses.split([1, len(trials), len(STEP_SIZES)], 1)
-    best = (others + penalties[proposals]).argmin(1, keepdim=True)
     own = torch.cat([present, own], 1)
-    own_loss = own.new_zeros(table.max_clusters, own.shape[1]).index_add_(0, cluster, own).amin(1)
+    totals = own.new_zeros(table.max_clusters, own.shape[1]).index_add_(0, cluster, own)
+    best_step = totals.argmin(1)[cluster].unsqueeze(1)
     return MergeCandidates(
         entities,
-        cluster,
         statistics.count,
-        proposals.gather(1, best).squeeze(1),
+        torch.cat([cluster.unsqueeze(1), proposals], 1),
+        torch.cat([own.gather(1, best_step), others], 1),
         present.squeeze(1),
-        others.gather(1, best).squeeze(1),
-        own_loss,
     )
 
 
 def estimated_candidates(
-    table: ClusteredTable, statistics: EntityStatistics, rule: ReassignRule, penalties: Tensor
+    table: ClusteredTable,
+    statistics: EntityStatistics,
+    fisher: ClusterFisher,
+    rule: ReassignRule,
+    penalties: Tensor,
 ) -> MergeCandidates:
     """The same to second order, losses up to a constant for each entity; no pass.
 
     For tables of which a sample looks up several entities, whose single losses do not exist.
     """
     cluster = table.cluster_ids()[statistics.entities]
-    target = _proposals(table, statistics, cluster, rule, penalties)[:, 0]
+    proposals = _proposals(table, statistics, cluster, rule, penalties)
+    clusters = torch.cat([cluster.unsqueeze(1), proposals], 1)
     rows = table.weight.detach()
     estimates = torch.cat(list(rule.estimates(statistics, rows[cluster], rows))).double()
-    present = estimates.gather(1, cluster.unsqueeze(1)).squeeze(1)
-    own_loss = present.new_zeros(table.max_clusters).index_add_(0, cluster, present)
-    steps = newton_steps(statistics, cluster, table.max_clusters)
-    gradient = torch.zeros_like(steps).index_add_(0, cluster, statistics.gradient)
-    own_loss += 0.5 * (gradient * steps).sum(1)  # what a Newton step gains, negative
-    moved = estimates.gather(1, target.unsqueeze(1)).squeeze(1)
-    return MergeCandidates(
-        statistics.entities, cluster, statistics.count, target, present, moved, own_loss
-    )
+    losses = estimates.gather(1, clusters)
+    present = losses[:, 0].clone()
+    every_row = torch.arange(table.max_clusters, device=cluster.device)
+    steps = newton_steps(statistics, cluster, fisher, every_row)
+    losses[:, 0] += 0.5 * (statistics.gradient * steps[cluster]).sum(1)  # < 0 over a cluster
+    return MergeCandidates(statistics.entities, statistics.count, clusters, losses, present)
 
 
 def _proposals(
@@ -162,61 +161,90 @@ def _proposals(
     ]
 
 
-def plan_merges(found: MergeCandidates, width: int) -> MergePlan:
+def plan_merges(found: MergeCandidates, num_rows: int, width: int) -> MergePlan:
     """Dissolve every cluster that shortens the description, the best first.
 
     found : of all entities with data
-    width : D
+    num_rows : K_max      width : D
     returns : merges of which none dissolves a cluster that another sends members to; the change of
         each is that after those before it
     """
-    num_rows = found.own_loss.numel()
-    members = torch.bincount(found.cluster, minlength=num_rows).double()
-    samples = members.new_zeros(num_rows).index_add_(0, found.cluster, found.samples.double())
-    moved = found.target_loss.new_zeros(num_rows).index_add_(0, found.cluster, found.target_loss)
-    rise = moved - found.own_loss
-    now = description_cost(samples, members, width)
-
-    def after(cluster: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The members of a cluster, and (n_k, N_k) once it is dissolved."""
-        of = (found.cluster == cluster).nonzero().flatten()
-        sizes, weights = members.clone(), samples.clone()
-        sizes[cluster] = weights[cluster] = 0
-        sizes.index_add_(0, found.target[of], torch.ones_like(sizes[found.target[of]]))
-        weights.index_add_(0, found.target[of], found.samples[of].double())
-        return of, weights, sizes
-
-    changes = {
-        k: float(rise[k]) + description_cost(*after(k)[1:], width) - now
-        for k in members.nonzero().flatten().tolist()
-    }
+    state = _Sizes.of(found, num_rows, width)
+    changes = {k: state.change(k) for k in state.members.nonzero().flatten().tolist()}
     merges: list[Merge] = []
     touched: set[int] = set()
-    dissolved: set[int] = set()
     for cluster in sorted(changes, key=changes.__getitem__):
         if changes[cluster] >= 0:
             break
-        of, weights, sizes = after(cluster)
-        targets = set(found.target[of].tolist())
-        if cluster in touched or targets & dissolved:
+        of, target, column = state.moves(cluster)
+        targets = set(target.tolist())
+        if cluster in touched or targets & state.dissolved:
             continue
-        cost = description_cost(weights, sizes, width)
-        change = float(rise[cluster]) + cost - now
+        change = state.change(cluster)
         if change >= 0:
             continue
-        now, members, samples = cost, sizes, weights
+        moved_loss = found.losses[of].gather(1, column.unsqueeze(1)).squeeze(1)
+        loss_change = float((moved_loss - found.present_loss[of]).sum())
+        merges.append(Merge(cluster, found.entities[of], target, change, loss_change))
         touched |= targets
-        dissolved.add(cluster)
-        merges.append(
-            Merge(
-                cluster,
-                found.entities[of],
-                found.target[of],
-                change,
-                float((found.target_loss[of] - found.present_loss[of]).sum()),
-            )
-        )
+        state = state.without(cluster)
     return MergePlan(tuple(merges))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Clusters while merges are planned.
+
+    members, samples : float64 (K_max,)   N_k, n_k
+    dissolved : clusters that are gone
+    """
+
+    found: MergeCandidates
+    width: int
+    members: Tensor
+    samples: Tensor
+    dissolved: frozenset[int]
+
+    @staticmethod
+    def of(found: MergeCandidates, num_rows: int, width: int) -> _Sizes:
+        present = found.clusters[:, 0]
+        members = torch.bincount(present, minlength=num_rows).double()
+        samples = members.new_zeros(num_rows).index_add_(0, present, found.samples.double())
+        return _Sizes(found, width, members, samples, frozenset())
+
+    def objectives(self, of: Tensor, gone: int | None = None) -> Tensor:
+        """loss - log share of entities in each of their clusters, (M, 1 + C); inf if gone."""
+        clusters = self.found.clusters[of]
+        objectives = self.found.losses[of] - (self.members / self.members.sum()).log()[clusters]
+        for cluster in self.dissolved if gone is None else {*self.dissolved, gone}:
+            objectives = objectives.masked_fill(clusters == cluster, torch.inf)
+        return objectives
+
+    def moves(self, cluster: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions of the members of a cluster, the best other of each, and its column."""
+        of = (self.found.clusters[:, 0] == cluster).nonzero().flatten()
+        column = self.objectives(of, cluster)[:, 1:].argmin(1) + 1
+        return of, self.found.clusters[of, column], column
+
+    def without(self, cluster: int) -> _Sizes:
+        of, target, _ = self.moves(cluster)
+        members, samples = self.members.clone(), self.samples.clone()
+        members[cluster] = samples[cluster] = 0
+        members.index_add_(0, target, torch.ones_like(members[target]))
+        samples.index_add_(0, target, self.found.samples[of].double())
+        return _Sizes(self.found, self.width, members, samples, self.dissolved | {cluster})
+
+    def change(self, cluster: int) -> float:
+        """What dissolving a cluster adds to the description length, in nats."""
+        after = self.without(cluster)
+        is_concerned = (self.found.clusters == cluster).any(1)
+        of = is_concerned.nonzero().flatten()
+        rise = torch.logsumexp(-self.objectives(of), 1) - torch.logsumexp(-after.objectives(of), 1)
+        others = self.found.clusters[:, 0][~is_concerned].bincount(minlength=len(self.members))
+        kept = others.nonzero().flatten()
+        names = (others[kept] * (after.members[kept] / self.members[kept]).log()).sum()
+        rows = after.samples.clamp_min(1).log().sum() - self.samples.clamp_min(1).log().sum()
+        return float(rise.sum() - names + 0.5 * self.width * rows)
 
 
 def best_by_total_loss(table: ClusteredTable, loss: SampleLoss, plan: MergePlan) -> MergePlan:
