@@ -3,14 +3,22 @@
 A table with K clusters is described by its rows, by the cluster of every entity, and by the data
 given both. In nats, after Rissanen ("Modeling by shortest data description", Automatica 1978):
 
-    sum of losses  +  sum_k 1/2 D log n_k  +  N H(N_1/N, ..., N_K/N)
+    sum_e -log sum_k (N_k/N) exp(-L_e(k))  +  sum_k 1/2 D log n_k
 
-n_k samples and N_k members with data of cluster k, N = sum N_k, H the entropy. A split must shorten
-it with room to spare: it pays if its gain exceeds 1/2 D log n_c + N_c H(N_L/N_c).
+L_e(k) is the loss of entity e's samples in cluster k; n_k are the samples and N_k the members with
+data of cluster k, N = sum N_k. The first sum is at most that of loss - log share of the cluster
+taken, N H(N_1/N, ...) for the names of clusters. It is less where entities are undecided between
+clusters: naming either serves, and the choice carries bits that come back (Hinton and van Camp,
+COLT 1993). Without them a cold entity costs as much to name as a warm one, and gains nothing.
 
-The gain is measured with true losses. Children start near their parent, where little is gained yet;
-so trial rows stand for where training will take them, one Newton step further with the gradients'
-correlations. The parent is given its own step: what it gains alone is no reason to split.
+A split must shorten the description with room to spare. It pays if
+
+    gain > 1/2 D log n_c + N_c H(N_L/N_c)
+
+where the gain is the fall of the loss and the bits that come back. It is measured with true losses.
+Children start near their parent, where little is gained yet; so trial rows stand for where training
+will take them, one Newton step further. The parent is given its own step: what it gains alone is no
+reason to split.
 """
 
 from __future__ import annotations
@@ -37,20 +45,6 @@ _DAMPING = 1.0  # samples' worth of curvature
 _RIDGE = 1e-6  # of the trace; gradients are single precision
 _NUM_SETTLINGS = 10  # of members between two children whose losses are known; no pass
 _CLUSTERS_AT_A_TIME = 64  # Newton steps take this many x D x D floats
-
-
-def description_cost(samples: Tensor, members: Tensor, width: int) -> float:
-    """What rows and codes take, in nats, beside the loss.
-
-    samples : (K,)   n_k      members : (K,)   N_k, those with data; clusters without count nothing
-    width : D
-
-    >>> round(description_cost(torch.tensor([8, 8]), torch.tensor([2, 2]), width=3), 3)
-    9.011
-    """
-    n, N = samples.double(), members.double()
-    codes = torch.special.xlogy(N.sum(), N.sum()) - torch.special.xlogy(N, N).sum()
-    return float(0.5 * width * n.clamp_min(1).log().sum() + codes)
 
 
 def split_cost(samples: Tensor, left: Tensor, right: Tensor, width: int) -> Tensor:
@@ -131,6 +125,7 @@ def paying_splits(
     that explains them better until they rest, first to second order, then by true losses.
 
     statistics : of all members with data of the clusters that `plan` divides, taken at their rows
+    fisher : taken at the same rows
     returns : splits with their true gain; priority is by how much it exceeds the cost
     cost : one pass over the samples, each evaluated 10 times
     """

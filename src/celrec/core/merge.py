@@ -1,12 +1,11 @@
 """Merges: which clusters no longer pay. Pure functions from losses to a plan.
 
 A cluster is dissolved if sending each of its members to the best other cluster shortens the
-description of the table (description_length.py): what the loss rises is less than what one row and
-fewer cluster names save. The loss of a cluster as it is counts after its own best trial step, so
-that a cluster whose row still trains is not judged by where it stands today.
+description of the table (description_length.py). The loss of its members counts after the row's own
+best trial step, so that a cluster whose row still trains is not judged by where it stands today.
 
-A split must gain more than the description of its rows takes, a merge must save it: with rows that
-have settled every one of both shortens the description, so that they end.
+A split must save more than 1/2 D log of all samples of its parent, a merge loses only the same of
+the part that goes: with rows that have settled each of both shortens the description, and they end.
 """
 
 from __future__ import annotations
@@ -195,12 +194,14 @@ def plan_merges(found: MergeCandidates, num_rows: int, width: int) -> MergePlan:
 class _Sizes:
     """Clusters while merges are planned.
 
+    present : int64 (E,)   the cluster of each entity by then
     members, samples : float64 (K_max,)   N_k, n_k
     dissolved : clusters that are gone
     """
 
     found: MergeCandidates
     width: int
+    present: Tensor
     members: Tensor
     samples: Tensor
     dissolved: frozenset[int]
@@ -210,12 +211,13 @@ class _Sizes:
         present = found.clusters[:, 0]
         members = torch.bincount(present, minlength=num_rows).double()
         samples = members.new_zeros(num_rows).index_add_(0, present, found.samples.double())
-        return _Sizes(found, width, members, samples, frozenset())
+        return _Sizes(found, width, present, members, samples, frozenset())
 
     def objectives(self, of: Tensor, gone: int | None = None) -> Tensor:
         """loss - log share of entities in each of their clusters, (M, 1 + C); inf if gone."""
         clusters = self.found.clusters[of]
-        objectives = self.found.losses[of] - (self.members / self.members.sum()).log()[clusters]
+        shares = self.members.clamp_min(0.5) / self.members.sum()
+        objectives = self.found.losses[of] - shares.log()[clusters]
         for cluster in self.dissolved if gone is None else {*self.dissolved, gone}:
             objectives = objectives.masked_fill(clusters == cluster, torch.inf)
         return objectives
@@ -228,11 +230,12 @@ class _Sizes:
 
     def without(self, cluster: int) -> _Sizes:
         of, target, _ = self.moves(cluster)
-        members, samples = self.members.clone(), self.samples.clone()
+        members, samples, present = self.members.clone(), self.samples.clone(), self.present.clone()
+        present[of] = target
         members[cluster] = samples[cluster] = 0
         members.index_add_(0, target, torch.ones_like(members[target]))
         samples.index_add_(0, target, self.found.samples[of].double())
-        return _Sizes(self.found, self.width, members, samples, self.dissolved | {cluster})
+        return _Sizes(self.found, self.width, present, members, samples, self.dissolved | {cluster})
 
     def change(self, cluster: int) -> float:
         """What dissolving a cluster adds to the description length, in nats."""
@@ -240,7 +243,7 @@ class _Sizes:
         is_concerned = (self.found.clusters == cluster).any(1)
         of = is_concerned.nonzero().flatten()
         rise = torch.logsumexp(-self.objectives(of), 1) - torch.logsumexp(-after.objectives(of), 1)
-        others = self.found.clusters[:, 0][~is_concerned].bincount(minlength=len(self.members))
+        others = self.present[~is_concerned].bincount(minlength=len(self.members))
         kept = others.nonzero().flatten()
         names = (others[kept] * (after.members[kept] / self.members[kept]).log()).sum()
         rows = after.samples.clamp_min(1).log().sum() - self.samples.clamp_min(1).log().sum()
