@@ -82,13 +82,11 @@ def newton_steps(
     count = fisher.count.new_zeros(num_groups + 1)
     count = count.index_add_(0, group_of, statistics.count.double())[:-1]
     share = count / fisher.count[parent_of].clamp_min(1)
-    steps = [
-        -torch.linalg.solve(_damped(fisher.fisher[k] * s[:, None, None]), g)
-        for g, s, k in zip(
-            *(part.split(_CLUSTERS_AT_A_TIME) for part in (gradient, share, parent_of)), strict=True
-        )
-    ]
-    return torch.cat(steps).to(statistics.gradient.dtype)
+    steps = torch.zeros_like(gradient)
+    for k in count.nonzero().flatten().split(_CLUSTERS_AT_A_TIME):
+        curvature = _damped(fisher.fisher[parent_of[k]] * share[k, None, None])
+        steps[k] = -torch.linalg.solve(curvature, gradient[k])
+    return steps.to(statistics.gradient.dtype)
 
 
 def _damped(curvature: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ class _Event:
 class SplitEvent(_Event):
     """A cluster was divided: `entities` (M,) went to the row `new_cluster`.
 
-    gain : expected fall of the loss, in nats; 0 where the rule does not estimate it
+    gain : expected fall of the loss, in nats; 0 where the rule does not estimate it. Of a table
+        with `max_clusters="auto"`, measured: see description_length.py
     num_staying : members with data that stayed
     """
 
