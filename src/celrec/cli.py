@@ -201,6 +201,14 @@ def _option(panel: str, text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
 
 
+def _rows(text: str | None) -> int | str | None:
+    """A number of rows; what is none stays a text, for the configuration to accept or refuse."""
+    try:
+        return text if text is None else int(text)
+    except ValueError:
+        return text
+
+
 @app.command()
 def train(
     source: Annotated[
@@ -294,13 +302,15 @@ def train(
         _option("Model", "Tables: clustered, full or hashed. Default: clustered"),
     ] = None,
     rows: Annotated[
-        int | None,
+        str | None,
         _option(
-            "Model", "Rows of each clustered or hashed table. Default: 64, fewer for few entities"
+            "Model",
+            "Rows of each clustered or hashed table; auto: a clustered one takes as many as the "
+            "data pay for. Default: 64, fewer for few entities",
         ),
     ] = None,
-    user_rows: Annotated[int | None, _option("Model", "Rows of the users' table alone.")] = None,
-    item_rows: Annotated[int | None, _option("Model", "Rows of the items' table alone.")] = None,
+    user_rows: Annotated[str | None, _option("Model", "Rows of the users' table alone.")] = None,
+    item_rows: Annotated[str | None, _option("Model", "Rows of the items' table alone.")] = None,
     blend: Annotated[
         int | None,
         _option(
@@ -416,8 +426,8 @@ def train(
             "model.kind": model,
             "model.width": width,
             "embedding.kind": embedding,
-            "embedding.user_rows": rows if user_rows is None else user_rows,
-            "embedding.item_rows": rows if item_rows is None else item_rows,
+            "embedding.user_rows": _rows(rows if user_rows is None else user_rows),
+            "embedding.item_rows": _rows(rows if item_rows is None else item_rows),
             "encoding.blend": blend,
             "encoding.personal": personal or None,
             "encoding.bytes_per_entity": bytes_per_entity,
@@ -641,8 +651,9 @@ def demo(
     """Compare clustered, hashed and full tables on MovieLens-100k: the whole point in minutes.
 
     Does a user like a movie? A model of width 32 learns it with a full table (a row for every user
-    and movie), and with hashed and clustered tables of 8, 32 and 64 rows, three times each. The
-    settings were chosen beforehand, on validation data; the figures are of test data.
+    and movie), with hashed tables, with clustered ones of 8, 32 and 64 rows (hard codes, and
+    blended ones), and with personal vectors; three times each. The settings were chosen beforehand,
+    on validation data; the figures are of test data.
 
     \b
     [cyan]celrec demo[/cyan]

@@ -98,13 +98,14 @@ def test_merged_validation_trains_for_exactly_the_epochs_given(
 
 
 @pytest.mark.parametrize(
-    ("options", "blend", "has_personal", "name"),
+    ("options", "blend", "num_personal", "name"),
     [
-        (["--blend", "1"], 1, False, "clustered"),
-        (["--blend", "2", "--temperature", "1"], 2, False, "blended"),
-        (["--personal"], 4, True, "personal"),
-        (["--bytes-per-entity", "9"], 3, False, "personal"),
-        (["--bytes-per-entity", "30"], 4, True, "personal"),
+        (["--blend", "1"], 1, range(1), "clustered"),
+        (["--blend", "2", "--temperature", "1"], 2, range(1), "blended"),
+        (["--personal"], 1, range(100, 101), "personal"),
+        (["--bytes-per-entity", "5"], 2, range(1), "personal"),
+        (["--bytes-per-entity", "8"], 2, range(1, 100), "personal"),
+        (["--bytes-per-entity", "14"], 1, range(100, 101), "personal"),
     ],
 )
 def test_codes_are_as_asked(
@@ -112,15 +113,17 @@ def test_codes_are_as_asked(
     tmp_path: Path,
     options: list[str],
     blend: int,
-    has_personal: bool,
+    num_personal: range,
     name: str,
 ) -> None:
+    """Of 60 users and 40 items in two clusters each, whose rows take a byte of each entity."""
     source, run = write_planted(tmp_path / "data.parquet"), tmp_path / "run"
+    options = [*options, "--epochs", "4", "--merge-validation"]  # to the end, where there are two
     trained = celrec("train", source, *COLUMNS, *SHORT, *options, "--out", run, "--json")
     assert trained.status == 0, trained.stderr
-    for codes in trained.json["codes"].values():
-        assert codes["blend"] == blend
-        assert (codes["personal"] > 0) == has_personal
+    codes = trained.json["codes"].values()
+    assert [code["blend"] for code in codes] == [blend, blend]
+    assert sum(code["personal"] for code in codes) in num_personal
     if "--bytes-per-entity" in options:
         assert trained.json["memory"]["total_bytes"] <= float(options[1]) * 100
     evaluated = celrec("evaluate", run, "--json").json
@@ -246,15 +249,19 @@ def test_a_quick_demo_writes_rows_and_report_and_can_run_again(
         ("hashed", 8),
         ("hashed", 19),
         ("clustered", 8),
+        ("blended", 8),
+        ("personal", 32),
     ]
     assert json.loads((folder / "demo.json").read_text()) == rows
     assert f"report: {folder / 'report.html'}" in done.stdout
     assert "<html" in (folder / "report.html").read_text()
-    full, hashed, equal_bytes, clustered = rows
+    full, hashed, equal_bytes, clustered, blended, personal = rows
     assert full["times_smaller"] == 1
     assert full["table_bytes"] == (943 + 1682) * 32 * 4
     assert hashed["table_bytes"] == hashed["total_bytes"] == 2 * 8 * 32 * 4
     assert clustered["total_bytes"] == clustered["table_bytes"] + 943 + 1682
+    assert blended["total_bytes"] > clustered["total_bytes"] + 943 + 1682
+    assert personal["total_bytes"] > 34 * (943 + 1635)  # all users and most items have data
     # As many bytes, rounded up to whole rows; the quick demo's clusters stop growing earlier.
     most = 2 * 8 * 32 * 4 + 943 + 1682
     assert most <= equal_bytes["total_bytes"] < most + 2 * 32 * 4

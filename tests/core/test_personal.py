@@ -810,13 +810,3 @@ def test_a_model_of_another_number_type_is_fitted_as_well(dtype: torch.dtype) ->
 def test_a_setting_out_of_range_is_named(setting: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         PersonalRule(**setting)
-
-
-def test_numbers_too_far_apart_are_a_loss_error_that_names_the_table(
-    data: PlantedWeights,
-) -> None:
-    _, clusters = data.clusters_of()
-    loss = clusters.per_sample_loss
-    clusters.per_sample_loss = lambda batch: 1e25 * loss(batch)
-    with pytest.raises(LossError, match=r"table 'users' .* in nats"):
-        clusters.personalize(data.batches)

@@ -75,6 +75,15 @@ def test_given_rows_are_kept_and_refused_where_they_do_not_fit() -> None:
         build_model(done, 5, 7)
 
 
+def test_rows_that_choose_themselves_stay_so() -> None:
+    wanted = config(Path("x"), embedding={"user_rows": "auto", "item_rows": 7})
+    done = completed(wanted, ratings([1.0] * 40))
+    assert done.embedding.user_rows == "auto"
+    model = build_model(done, 5, 7)
+    is_auto = {name: table.is_auto for name, table in tables_of(model).items()}
+    assert is_auto == {"user_embedding": True, "item_embedding": False}
+
+
 def test_ratings_from_1_to_5_become_the_gmf_protocol() -> None:
     task = completed(config(Path("x"), task={"kind": "binary"}), ratings([1, 2, 3, 4, 5] * 8)).task
     assert (task.positive_from, task.drop_rating) == (4.0, 3.0)

@@ -22,7 +22,7 @@ def minimal(**overrides: Any) -> dict[str, Any]:
 @given(
     seed=st.integers(0, 2**40),
     width=st.integers(1, 512),
-    rows=st.none() | st.integers(2, 10_000),
+    rows=st.none() | st.integers(2, 10_000) | st.just("auto"),
     share=st.floats(0.01, 0.9),
     positive_from=st.none() | st.floats(-5, 5),
     separator=st.none() | st.sampled_from([";", "::", '"', "\\", "é"]),
@@ -30,7 +30,7 @@ def minimal(**overrides: Any) -> dict[str, Any]:
 def test_toml_gives_back_the_same_configuration(
     seed: int,
     width: int,
-    rows: int | None,
+    rows: int | str | None,
     share: float,
     positive_from: float | None,
     separator: str | None,
@@ -97,6 +97,9 @@ def test_clusters_finish_growing_in_any_number_of_epochs(task: str, epochs: int)
         ({"model": {"width": 0}}, r"\[model\]: width is 0; wanted an integer of at least 1"),
         ({"model": {"hidden": 64}}, "model.hidden is 64; wanted a list"),
         ({"embedding": {"kind": "full", "user_rows": 9}}, "a full table has one row for every ent"),
+        ({"embedding": {"user_rows": "all"}}, "user_rows is 'all'; wanted an integer or 'auto'"),
+        ({"embedding": {"user_rows": True}}, "user_rows is True; wanted an integer or 'auto'"),
+        ({"embedding": {"kind": "hashed", "item_rows": "auto"}}, "a hashed table cannot choose"),
         ({"embedding": {"kind": "hash"}}, r"embedding.kind is 'hash'; did you mean 'hashed'\?"),
         ({"task": {"kind": "ranking"}}, r"task.kind is 'ranking'; did you mean 'rating'\?"),
         ({"task": {"positive_from": 4.0}}, "choose the task binary"),

@@ -34,7 +34,7 @@ SERVER.set_forkserver_preload(["celrec.experiments.run", "celrec.cli", "torch._d
 # fmt: off
 OPTIONS = [
     "--time-col", "timestamp", "--task", "rating", "--rows", "40", "--width", "200",
-    "--epochs", str(NUM_EPOCHS), "--batch-size", "500", "--seed", "3", "--personal",
+    "--epochs", str(NUM_EPOCHS), "--batch-size", "500", "--seed", "3",
 ]
 # fmt: on
 
@@ -103,8 +103,6 @@ def moments(
 
     def before_the_codes(process: BaseProcess) -> None:
         wait_for(is_trained, process)
-        time.sleep(0.05)
-        assert not encoded.exists()
 
     def during_the_codes(process: BaseProcess) -> None:
         partial = encoded.with_name(encoded.name + ".partial")

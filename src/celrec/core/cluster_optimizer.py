@@ -18,17 +18,26 @@ from torch import Tensor, nn
 
 from celrec.core.blend import BlendRule, members_with_data, plan_codes
 from celrec.core.codes import MAX_BLEND, cluster_sizes, unpack
+from celrec.core.description_length import paying_splits, paying_splits_together
 from celrec.core.embedding import ClusteredTable
 from celrec.core.encode import Budget, choose_personal, commit_vectors, statistics_of
 from celrec.core.events import (
     CodeEvent,
     Event,
+    MergeEvent,
     MoveEvent,
     MoveReason,
     PersonalEvent,
     ReclaimEvent,
     SkipEvent,
     SplitEvent,
+)
+from celrec.core.merge import (
+    MergeCandidates,
+    best_by_total_loss,
+    estimated_candidates,
+    merge_candidates,
+    plan_merges,
 )
 from celrec.core.optimizer_rows import copy_optimizer_rows
 from celrec.core.personal import PersonalFit, PersonalRule, Posterior
@@ -44,9 +53,11 @@ from celrec.core.recording import (
 )
 from celrec.core.split import ClusterSplit, GainSplit, SplitPlan, SplitRule, num_splits_now
 from celrec.core.statistics import (
+    ClusterFisher,
     EntityStatistics,
     StatisticsPass,
     bytes_per_entity,
+    collect_cluster_fisher,
     collect_statistics,
 )
 from celrec.errors import ArgumentError, SampleError, check_count, check_number, nearest_name
@@ -380,6 +391,8 @@ class ClusterOptimizer:
         num_clusters = table.num_clusters
         if num_clusters >= table.max_clusters:
             return 0
+        if table.is_auto:
+            return min(num_clusters, table.max_clusters - num_clusters)
         rounds_left = max(1, self.schedule.growth_rounds - self.num_rounds)
         return num_splits_now(num_clusters, table.max_clusters, rounds_left)
 
@@ -410,13 +423,17 @@ class _TableRound:
             self._skip()
             return self.events
         seen = found.count.nonzero().flatten()
+        fisher = collect_cluster_fisher(table, self.loss) if table.is_auto else None
+        if fisher is not None and table.num_clusters > 1 and self._merge(seen, found, fisher, fits):
+            found = collect_statistics(table, self.loss, None if fits else _NO_ENTITIES)
+            fisher = collect_cluster_fisher(table, self.loss)
         # Where the statistics were taken: splits below change rows, not what was measured.
         known = (found, self._vectors(seen)) if fits else None
 
         self.loss_before = found.total_loss
         num_splits = self.owner.num_splits(table)
         if num_splits:
-            self._split(num_splits, seen, found.statistics if fits else None)
+            self._split(num_splits, seen, found, fisher, fits)
         if table.num_clusters > 1:
             if found.is_interacting:
                 self._reassign_in_halves(seen, known)
@@ -424,19 +441,66 @@ class _TableRound:
                 self._reassign(seen, known)
             self._settle_unseen(found.count == 0)
         table.prior_sizes = members_with_data(table, found.count)
-        for cluster, heir in table.reclaim_empty():
-            self.events.append(ReclaimEvent(self.name, self.owner.num_rounds, cluster, heir))
+        self._report_reclaimed(table.reclaim_empty())
         return self.events
+
+    # --- merges ------------------------------------------------------------------------------
+
+    def _merge(
+        self, seen: Tensor, found: StatisticsPass, fisher: ClusterFisher, fits: bool
+    ) -> bool:
+        """Dissolve the clusters that no longer pay; returns whether there was one."""
+        table, loss = self.table, self.loss
+        penalties = self._penalties(table.live_clusters(), seen)
+        parts: list[MergeCandidates] = []
+        blocks = [found.statistics] if fits else self._statistics_of_whole_clusters(seen)
+        for statistics in blocks:
+            if found.is_interacting:
+                part = estimated_candidates(table, statistics, fisher, self.rule, penalties)
+            else:
+                part = merge_candidates(table, loss, statistics, fisher, self.rule, penalties)
+            parts.append(part)
+        plan = plan_merges(MergeCandidates.joined(parts), table.max_clusters, table.embedding_dim)
+        if found.is_interacting:
+            plan = best_by_total_loss(table, loss, plan)
+        if not plan.merges:
+            return False
+        reclaimed = table.commit_merges(plan)
+        loss.total_has_changed(sum(merge.loss_change for merge in plan.merges))
+        for merge in plan.merges:
+            self.events.append(
+                MergeEvent(
+                    self.name,
+                    self.owner.num_rounds,
+                    merge.cluster,
+                    merge.entities,
+                    merge.to_cluster,
+                    merge.change,
+                )
+            )
+        self._report_reclaimed(reclaimed)
+        return True
 
     # --- splits ------------------------------------------------------------------------------
 
-    def _split(self, num_splits: int, seen: Tensor, known: EntityStatistics | None) -> None:
+    def _split(
+        self,
+        num_splits: int,
+        seen: Tensor,
+        found: StatisticsPass,
+        fisher: ClusterFisher | None,
+        fits: bool,
+    ) -> None:
         rows = self.table.weight.detach()
         splits: list[ClusterSplit] = []
-        blocks = [known] if known is not None else self._statistics_of_whole_clusters(seen)
+        blocks = [found.statistics] if fits else self._statistics_of_whole_clusters(seen)
         for statistics in blocks:
             clusters = self._clusters(statistics.entities)
-            splits += self.owner.split_rule.plan(statistics, clusters, rows).splits
+            plan = self.owner.split_rule.plan(statistics, clusters, rows)
+            if fisher is not None:
+                keep_paying = paying_splits_together if found.is_interacting else paying_splits
+                plan = keep_paying(self.table, self.loss, statistics, fisher, plan)
+            splits += plan.splits
         plan = SplitPlan(tuple(splits)).largest(num_splits)
         if not plan.splits:
             return
@@ -660,6 +724,10 @@ class _TableRound:
                 plan.objective_after,
             )
         )
+
+    def _report_reclaimed(self, pairs: list[tuple[int, int]]) -> None:
+        for cluster, heir in pairs:
+            self.events.append(ReclaimEvent(self.name, self.owner.num_rounds, cluster, heir))
 
     def _skip(self) -> None:
         reason = (

@@ -20,8 +20,9 @@ number gives the coarser clustering of that moment.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +47,13 @@ from celrec.errors import ArgumentError, DtypeError, EntityIdError, check_count
 
 if TYPE_CHECKING:
     from celrec.core.blend import CodePlan
+    from celrec.core.merge import MergePlan
     from celrec.core.personal import PersonalPlan
     from celrec.core.reassign import ReassignPlan
     from celrec.core.split import SplitPlan
+
+AUTO_CAPACITY = 256
+"""Rows allocated for `max_clusters="auto"`: as many as codes of one byte can name."""
 
 
 class LookUpProbe(Protocol):
@@ -81,7 +86,7 @@ class ClusteredTable(nn.Module):
         self,
         num_embeddings: int,
         embedding_dim: int,
-        max_clusters: int,
+        max_clusters: int | Literal["auto"],
         padding_idx: int | None = None,
         max_norm: float | None = None,
         norm_type: float = 2.0,
@@ -94,6 +99,7 @@ class ClusteredTable(nn.Module):
         self.num_embeddings = check_count("num_embeddings", num_embeddings, at_least=2)
         self.embedding_dim = check_count("embedding_dim", embedding_dim, at_least=1)
         self.padding_idx = _normal_padding_idx(padding_idx, self.num_embeddings)
+        self.is_auto = max_clusters == "auto"
         self.max_clusters = _check_max_clusters(max_clusters, self.num_clustered_entities)
         self.max_norm = max_norm
         self.norm_type = norm_type
@@ -193,7 +199,8 @@ class ClusteredTable(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        text = f"{self.num_embeddings}, {self.embedding_dim}, max_clusters={self.max_clusters}"
+        max_clusters = "'auto'" if self.is_auto else self.max_clusters
+        text = f"{self.num_embeddings}, {self.embedding_dim}, max_clusters={max_clusters}"
         text += f", num_clusters={self.num_clusters}"
         if self.blend_size > 1:
             text += f", blend_size={self.blend_size}"
@@ -219,7 +226,7 @@ class ClusteredTable(nn.Module):
         weights: Tensor | None = None,
         *,
         freeze: bool = True,
-        max_clusters: int | None = None,
+        max_clusters: int | Literal["auto"] | None = None,
         padding_idx: int | None = None,
         **options: Any,
     ) -> Self:
@@ -288,7 +295,12 @@ class ClusteredTable(nn.Module):
 
     @classmethod
     def from_dense(
-        cls, weight: Tensor, max_clusters: int, *, freeze: bool = False, **options: Any
+        cls,
+        weight: Tensor,
+        max_clusters: int | Literal["auto"],
+        *,
+        freeze: bool = False,
+        **options: Any,
     ) -> Self:
         """Make a table that stands in for a dense one, sharing at most `max_clusters` rows.
 
@@ -297,7 +309,7 @@ class ClusteredTable(nn.Module):
         vectors nothing is lost.
 
         weight : float (N, D)    the dense table
-        max_clusters : K_max in [2, N]
+        max_clusters : K_max in [2, N], or "auto", which starts with as many as there is room for
         freeze : whether the rows are excluded from training
 
         >>> dense = torch.tensor([[0.0, 1.0], [5.0, 5.0], [0.0, 1.0]])
@@ -311,13 +323,13 @@ class ClusteredTable(nn.Module):
             )
         padding_idx = _normal_padding_idx(options.get("padding_idx"), weight.shape[0])
         num_entities = weight.shape[0] - (padding_idx is not None)
-        max_clusters = _check_max_clusters(max_clusters, num_entities)
+        capacity = _check_max_clusters(max_clusters, num_entities)
         dense = weight.detach()
         if padding_idx is None:
-            rows, clusters = cluster_vectors(dense, max_clusters)
+            rows, clusters = cluster_vectors(dense, capacity)
         else:
             keep = torch.arange(weight.shape[0], device=dense.device) != padding_idx
-            rows, kept_clusters = cluster_vectors(dense[keep], max_clusters)
+            rows, kept_clusters = cluster_vectors(dense[keep], capacity)
             clusters = torch.zeros(weight.shape[0], dtype=torch.long, device=dense.device)
             clusters[keep] = kept_clusters
         return cls.from_pretrained(
@@ -460,6 +472,21 @@ class ClusteredTable(nn.Module):
         self.personal_levels = self.personal_levels[:0]
         self.personal_scale = self.personal_scale[:0]
 
+    @torch.no_grad()
+    def commit_merges(self, plan: MergePlan) -> list[tuple[int, int]]:
+        """Send the members of dissolved clusters to the plan's, and put the rows to sleep.
+
+        Members that the plan does not name, having no data, follow most of the others. Returns
+        (cluster, heir) pairs as `reclaim_empty` does.
+        """
+        for merge in plan.merges:
+            rest = merge.to_cluster.mode().values
+            self.cluster_of[
+                self.cluster_of == pack(rest.new_tensor(merge.cluster), self.codes.dtype)
+            ] = pack(rest, self.codes.dtype)
+            self.cluster_of[merge.entities] = pack(merge.to_cluster, self.codes.dtype)
+        return self.reclaim_empty()
+
     def harden(self) -> None:
         """Leave every entity in its own cluster alone: hard codes, nothing personal."""
         self.drop_personal()
@@ -492,6 +519,41 @@ class ClusteredTable(nn.Module):
             self.born_at[cluster] = self.parent_of[cluster] = -1
             pairs.append((cluster, heir))
         return pairs
+
+    @torch.no_grad()
+    def at_level(self, num_clusters: int) -> Self:
+        """Make a table of fewer clusters: the split tree cut at that number of births.
+
+        A row becomes the mean of the live rows that the tree puts under it, weighted by members.
+        Codes become hard ones; this table stays as it is. Rows that `from_pretrained` was given
+        are all children of the first.
+
+        num_clusters : in [1, K]
+        raises : ArgumentError
+
+        >>> rows, clusters = torch.tensor([[0.0], [4.0], [6.0]]), torch.tensor([0, 0, 0, 1, 2])
+        >>> table = ClusteredEmbedding.from_pretrained(rows, clusters)
+        >>> table.at_level(1).to_dense().flatten().tolist()
+        [2.0, 2.0, 2.0, 2.0, 2.0]
+        """
+        check_count("num_clusters", num_clusters, at_least=1, at_most=self.num_clusters)
+        by_birth = self.live_clusters()[self.born_at[self.live_clusters()].argsort()]
+        kept, gone = by_birth[:num_clusters], by_birth[num_clusters:]
+        node_of = torch.arange(self.max_clusters, device=by_birth.device)
+        for cluster in gone.tolist():  # a parent is born before its children
+            node_of[cluster] = node_of[self.parent_of[cluster]]
+        sizes = self.cluster_sizes().to(self.weight.dtype)
+        total = torch.zeros_like(sizes).index_add_(0, node_of, sizes)
+        mean = torch.zeros_like(self.weight).index_add_(0, node_of, self.weight * sizes[:, None])
+        table = copy.deepcopy(self)
+        table.harden()
+        table.weight[kept] = mean[kept] / total[kept, None]
+        table.codes = pack(node_of[unpack(self.codes[:, :1])], self.codes.dtype)
+        table.prior_sizes = torch.zeros_like(self.prior_sizes).index_add_(
+            0, node_of, self.prior_sizes
+        )
+        table.born_at[gone] = table.parent_of[gone] = -1
+        return table
 
     def make_room_for(self, state: Mapping[str, Any], prefix: str = "") -> None:
         """Take the sizes of codes and personal vectors that a state dict has, before it is loaded.
@@ -550,7 +612,8 @@ class ClusteredEmbedding(ClusteredTable):
 
     num_embeddings : N >= 2          number of entities
     embedding_dim : D >= 1           width of a vector
-    max_clusters : K_max in [2, N]   rows allocated (the padding entity does not count in N)
+    max_clusters : K_max in [2, N]   rows allocated (the padding entity does not count in N). Or
+        "auto": rounds split and merge clusters as long as the data pay for them, up to 256
     padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device, dtype :
         as in `nn.Embedding`; each equals an `nn.Embedding` whose rows are tied by cluster. The
         padding entity has no cluster, returns zeros and gets no gradient.
@@ -598,7 +661,7 @@ class ClusteredEmbeddingBag(ClusteredTable):
         self,
         num_embeddings: int,
         embedding_dim: int,
-        max_clusters: int,
+        max_clusters: int | Literal["auto"],
         max_norm: float | None = None,
         norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
@@ -722,7 +785,12 @@ def _check_id_dtype(name: str, ids: Tensor) -> None:
         raise DtypeError(f"{name} has type {ids.dtype}; wanted torch.int64 or torch.int32")
 
 
-def _check_max_clusters(max_clusters: int, num_entities: int) -> int:
+def _check_max_clusters(max_clusters: int | Literal["auto"], num_entities: int) -> int:
+    """Check a number of rows; of "auto" it is the capacity."""
+    if max_clusters == "auto":
+        max_clusters = max(2, min(num_entities, AUTO_CAPACITY))
+    if isinstance(max_clusters, str):
+        raise ArgumentError(f"max_clusters is {max_clusters!r}; wanted an integer or 'auto'")
     if max_clusters == 1:
         raise ArgumentError(
             "max_clusters is 1: every entity would share one vector and nothing could be learned "

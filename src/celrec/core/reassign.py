@@ -203,7 +203,7 @@ def proposal_losses(
         looks up two entities: then the loss of a sample is its entity's alone.
     """
     present = table.cluster_of
-    columns = [present]
+    columns = []
     if proposals.dim() == 1:  # these take no memory
         columns += [pack(k, present.dtype).expand(present.numel()) for k in proposals]
     else:
@@ -212,14 +212,45 @@ def proposal_losses(
         ):
             columns.append(present.clone())
             columns[-1][entities] = proposal
+    losses = losses_under(table, loss, entities, [Trial(column) for column in columns])
+    if proposals.dim() == 2:
+        losses[:, 1:].masked_fill_(proposals < 0, torch.inf)
+    return losses
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a table might be.
+
+    cluster_of : packed (N,)
+    rows : (K_max, D); None for the table's own
+    """
+
+    cluster_of: Tensor
+    rows: Tensor | None = None
+
+
+def losses_under(
+    table: ClusteredTable, loss: SampleLoss, entities: Tensor, trials: list[Trial]
+) -> Tensor:
+    """Evaluate the true losses of entities in a table as it is, and as it might be.
+
+    entities : int64 (E,) ascending
+    trials : T of them
+    returns : float64 (E, 1 + T)   total loss of the entity's samples, in nats; as it is first
+    cost : one pass over the samples, each evaluated 1 + T times. Needs a table of which no sample
+        looks up two entities: then the loss of a sample is its entity's alone.
+    """
+    present = table.cluster_of
     slot_of = entities.new_full((present.numel() + 1,), -1)  # the last line is for no entity
     slot_of[entities] = torch.arange(entities.numel(), device=entities.device)
-    losses = torch.zeros(len(columns), entities.numel(), dtype=torch.float64, device=present.device)
-
+    losses = torch.zeros(
+        1 + len(trials), entities.numel(), dtype=torch.float64, device=present.device
+    )
     probe = ProposalProbe(loss.sample_of)
     with torch.no_grad(), attached(table, probe), loss.new_pass() as samples:
         for batch in samples:
-            probe.cluster_of = present
+            probe.cluster_of, probe.rows = present, None
             now = samples.losses(batch)
             entity_of = _entity_of_sample(table, probe.take(), now.numel())  # (B,)
             samples.count_entities(entity_of.clamp_min(0))
@@ -227,12 +258,29 @@ def proposal_losses(
             used = slice(None) if bool((slots >= 0).all()) else slots >= 0
             slots = slots[used]
             losses[0].index_add_(0, slots, now[used].double())
-            for total, probe.cluster_of in zip(losses[1:], columns[1:], strict=True):
+            for total, trial in zip(losses[1:], trials, strict=True):
+                probe.cluster_of, probe.rows = trial.cluster_of, trial.rows
                 total.index_add_(0, slots, samples.proposed_losses(batch)[used].double())
             probe.take()
-    if proposals.dim() == 2:
-        losses[1:].masked_fill_(proposals.T < 0, torch.inf)
     return losses.T
+
+
+def total_losses_under(table: ClusteredTable, loss: SampleLoss, trials: list[Trial]) -> list[float]:
+    """The total loss of all samples as the table is, and as it might be: 1 + T numbers, in nats.
+
+    cost : one pass over the samples, each evaluated 1 + T times
+    """
+    totals = [0.0] * (1 + len(trials))
+    probe = ProposalProbe(loss.sample_of)
+    with torch.no_grad(), attached(table, probe), loss.new_pass() as samples:
+        for batch in samples:
+            probe.cluster_of, probe.rows = table.cluster_of, None
+            totals[0] += float(samples.losses(batch).sum(dtype=torch.float64))
+            for i, trial in enumerate(trials, start=1):
+                probe.cluster_of, probe.rows = trial.cluster_of, trial.rows
+                totals[i] += float(samples.proposed_losses(batch).sum(dtype=torch.float64))
+            probe.take()
+    return totals
 
 
 def _entity_of_sample(table: ClusteredTable, look_ups: list[LookUp], num_samples: int) -> Tensor:

@@ -122,17 +122,19 @@ class GradientProbe(_Probe):
 
 
 class ProposalProbe(_Probe):
-    """Answers as if the entities were in other clusters.
+    """Answers as if the entities were in other clusters, or the rows elsewhere.
 
     cluster_of : packed (N,)   set before each call of the loss
+    rows : (K_max, D)   in place of the table's own; None for those
     """
 
     cluster_of: Tensor
+    rows: Tensor | None = None
 
     def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
         clusters = unpack(self.cluster_of.index_select(0, ids.reshape(-1)))
-        rows = table.weight.detach().index_select(0, clusters)
-        vectors = rows.view(*ids.shape, table.embedding_dim)
+        rows = table.weight.detach() if self.rows is None else self.rows
+        vectors = rows.index_select(0, clusters).view(*ids.shape, table.embedding_dim)
         self._record(ids, vectors, bag_of)
         return vectors
 

@@ -139,6 +139,46 @@ def collect_statistics(
     return StatisticsPass(found, count, float(samples.total), is_interacting)
 
 
+def collect_cluster_fisher(table: ClusteredTable, loss: SampleLoss) -> ClusterFisher:
+    """Make one pass over the samples and sum outer products of gradients per cluster.
+
+    raises : LossError, SampleError
+    """
+    width, device = table.embedding_dim, table.weight.device
+    fisher = torch.zeros(table.max_clusters, width, width, dtype=torch.float64, device=device)
+    count = torch.zeros(table.max_clusters, dtype=torch.float64, device=device)
+    clusters = table.cluster_ids()
+    probe = GradientProbe(loss.sample_of)
+    with attached(table, probe), torch.enable_grad(), loss.new_pass() as samples:
+        for batch in samples:
+            losses = samples.losses(batch)
+            if not probe.look_ups:
+                continue
+            vectors = [look_up.vectors for look_up in probe.look_ups]
+            gradients = torch.autograd.grad(losses.sum(), vectors, allow_unused=True)
+            pairs = sample_entity_pairs(table, probe.take(), gradients, len(losses))
+            cluster = clusters[pairs.entities]
+            order = cluster.argsort(stable=True)
+            present, sizes = cluster.unique(return_counts=True)
+            parts = pairs.gradients[order].split(sizes.tolist())
+            for k, part in zip(present.tolist(), parts, strict=True):
+                fisher[k] += part.T @ part
+            count[present] += sizes
+    return ClusterFisher(fisher, count)
+
+
+@dataclass(frozen=True)
+class ClusterFisher:
+    """How gradients vary within each cluster: the curvature of its row.
+
+    fisher : float64 (K_max, D, D)   sum over its samples of dl_j/dx dl_j/dx^T
+    count : float64 (K_max,)         samples
+    """
+
+    fisher: Tensor
+    count: Tensor
+
+
 @dataclass(frozen=True)
 class _Pairs:
     """Each pair of a sample and an entity that it looks up, once.

@@ -20,7 +20,7 @@ from celrec.data.partition import Partition, by_time, leave_last_out, random_par
 from celrec.data.readers import read_interactions
 from celrec.data.sampling import sample_negatives
 from celrec.errors import ArgumentError, CatalogError, ConfigError, DataError, nearest_name
-from celrec.experiments.config import DataConfig, RunConfig, TaskConfig
+from celrec.experiments.config import DataConfig, Rows, RunConfig, TaskConfig
 from celrec.losses import BinaryCrossEntropy, Objective, SquaredError
 from celrec.models.biased_mf import BiasedMF
 from celrec.models.gmf import GMF
@@ -53,7 +53,7 @@ PARTITIONS: dict[str, Callable[[Interactions, RunConfig], Partition]] = {
     ),
 }
 MODELS: dict[str, Any] = {"gmf": GMF, "biased-mf": BiasedMF, "nmf": NMF, "neumf": NeuMF}
-TABLES: dict[str, Callable[[int, int, int, int], nn.Module]] = {
+TABLES: dict[str, Callable[[int, int, Any, int], nn.Module]] = {
     "full": lambda N, width, rows, seed: nn.Embedding(N, width),
     "hashed": lambda N, width, rows, seed: HashedEmbedding(N, width, rows, seed=seed),
     "clustered": lambda N, width, rows, seed: ClusteredEmbedding(N, width, rows),
@@ -167,7 +167,7 @@ def _with_absolute_source(data: DataConfig) -> DataConfig:
     return replace(data, source=str(Path(data.source).resolve()))
 
 
-def _rows_or_default(rows: int | None, num_entities: int) -> int:
+def _rows_or_default(rows: Rows | None, num_entities: int) -> Rows:
     return min(DEFAULT_ROWS, num_entities) if rows is None else rows
 
 

@@ -32,6 +32,7 @@ from celrec.training.trainer import TrainingOptions
 ModelKind = Literal["gmf", "biased-mf", "nmf", "neumf"]
 EmbeddingKind = Literal["clustered", "full", "hashed"]
 PartitionKind = Literal["random", "leave-last-out", "time"]
+Rows = int | Literal["auto"]
 
 T = TypeVar("T")
 
@@ -123,13 +124,13 @@ class EmbeddingConfig:
     """The embedding tables.
 
     user_rows, item_rows : rows of each table, for clustered and hashed; None: 64, or as many as
-        there are entities if that is fewer
+        there are entities if that is fewer. "auto", for clustered: as many as the data pay for
     init_scale : > 0, multiplies the rows that the model starts with
     """
 
     kind: EmbeddingKind
-    user_rows: int | None = None
-    item_rows: int | None = None
+    user_rows: Rows | None = None
+    item_rows: Rows | None = None
     init_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -138,6 +139,11 @@ class EmbeddingConfig:
             raise ArgumentError(
                 "a full table has one row for every entity and takes no number of rows; leave it "
                 "out, or choose the embedding clustered or hashed"
+            )
+        if self.kind == "hashed" and "auto" in (self.user_rows, self.item_rows):
+            raise ArgumentError(
+                "a hashed table cannot choose its number of rows; give it one in place of 'auto', "
+                "or choose the embedding clustered"
             )
 
 
@@ -334,8 +340,18 @@ def _value_from(hint: Any, value: object, path: str) -> Any:
         return _dataclass_from(hint, value, path)
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        (inner,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
-        return None if value is False else _value_from(inner, value, path)
+        inner = [part for part in typing.get_args(hint) if part is not types.NoneType]
+        if value is False and len(inner) < len(typing.get_args(hint)):
+            return None
+        if len(inner) == 1:
+            return _value_from(inner[0], value, path)
+        if type(value) is int and int in inner:
+            return value
+        words = [word for part in inner for word in typing.get_args(part)]
+        if value not in words:
+            wanted = " or ".join(repr(word) for word in words)
+            raise ConfigError(f"{path} is {value!r}; wanted an integer or {wanted}")
+        return value
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices:

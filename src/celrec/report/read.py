@@ -195,7 +195,7 @@ def group_runs(runs: Sequence[Run]) -> list[Method]:
         groups.setdefault(repr(sorted(settings.items())), []).append(run)
     methods = [
         Method(
-            embedding=group[0].config["embedding"]["kind"],
+            embedding=_kind_of(group[0].config),
             rows=_rows_of(group[0].config),
             variant="",
             runs=tuple(sorted(group, key=lambda run: run.seed)),
@@ -318,6 +318,17 @@ def method_label(embedding: str, rows: str, variant: str = "") -> str:
     """
     name = "full tables" if embedding == "full" else embedding
     return ", ".join(part for part in (name, f"{rows} rows" if rows else "", variant) if part)
+
+
+def _kind_of(config: Mapping[str, Any]) -> str:
+    """What the tables are called; clustered ones by their codes (see `run.code_name`)."""
+    kind: str = config["embedding"]["kind"]
+    encoding = config.get("encoding", {})
+    if kind != "clustered":
+        return kind
+    if encoding.get("personal") or encoding.get("bytes_per_entity"):
+        return "personal"
+    return "blended" if encoding.get("blend", 1) > 1 else kind
 
 
 def _rows_of(config: Mapping[str, Any]) -> str:

@@ -18,9 +18,11 @@ COLOURS = {
     "clustered": ("#1a66c2", "#6cb0ff"),
     "hashed": ("#b2500a", "#f0a35e"),
     "full": ("#56606b", "#b4bdc7"),
-    "fourth": ("#7a3fc4", "#c09bf2"),
-    "fifth": ("#0c7a60", "#5cc9a9"),
+    "personal": ("#7a3fc4", "#c09bf2"),
+    "blended": ("#0c7a60", "#5cc9a9"),
+    "other": ("#a1356b", "#ee8fbb"),
 }
+METHODS = ("full", "hashed", "clustered", "blended", "personal")
 INK, QUIET, RULE, PAPER, VEIL = (
     COLOURS[role][0] for role in ("ink", "quiet", "rule", "paper", "veil")
 )
@@ -30,9 +32,7 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 def role_of(embedding: str) -> str:
     """The key in COLOURS of an embedding, the same on the whole page."""
-    if embedding in ("clustered", "hashed", "full"):
-        return embedding
-    return ("fourth", "fifth")[sum(map(ord, embedding)) % 2]
+    return embedding if embedding in METHODS else "other"
 
 
 def method_colour(embedding: str) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from celrec.report.read import FIGURE, Method, ResultRow, Run, mean_and_std
 
+OURS = ("clustered", "blended", "personal")
+"""What clustered tables are called, by their codes."""
+
 _NEARLY = 0.01
 """A difference that a reader may call small; of MSE, relative."""
 
@@ -124,8 +127,8 @@ def bytes_title(rows: Sequence[ResultRow], task: str) -> str:
 
 
 def leading_row(rows: Sequence[ResultRow], task: str) -> ResultRow:
-    """The smallest clustered line that is level with the best; without one, the best of all."""
-    clustered = [row for row in rows if row.embedding == "clustered"]
+    """The smallest of our lines that is level with the best; without one, the best of all."""
+    clustered = [row for row in rows if row.embedding in OURS]
     if not clustered:
         return _best(rows, task)
     best = _best(clustered, task)
@@ -140,11 +143,11 @@ def full_row(rows: Sequence[ResultRow], task: str) -> ResultRow | None:
 
 
 def rival_row(rows: Sequence[ResultRow], row: ResultRow, task: str) -> ResultRow | None:
-    """The best compressed line of another embedding with about as many bytes as `row`."""
+    """The best line of another method with about as many bytes as `row`; full tables apart."""
     chosen = [
         other
         for other in rows
-        if other.embedding not in (row.embedding, "full")
+        if other.embedding not in (*OURS, row.embedding, "full")
         and 1 / _SIMILAR_BYTES <= other.total_bytes / row.total_bytes <= _SIMILAR_BYTES
     ]
     return _best(chosen, task) if chosen else None
@@ -248,7 +251,8 @@ def largest_cluster(sizes: Mapping[int, int], shares: Mapping[int, float], entit
 def cold_title(methods: Sequence[Method]) -> str:
     """What the charts of cold events show; neutral unless clusters are ahead on both slices."""
     by_embedding = {method.embedding: method for method in methods}
-    clustered, full = by_embedding.get("clustered"), by_embedding.get("full")
+    clustered = next((by_embedding[kind] for kind in OURS if kind in by_embedding), None)
+    full = by_embedding.get("full")
     if clustered is None or full is None:
         return "Cold against warm"
     task = clustered.runs[0].task
