@@ -3,7 +3,7 @@
 `Budget` says what the bytes are spent on. The first go to blends, for four clusters in place of one
 are worth more than anything else (six bytes an entity); what is left goes to personal vectors, in
 the order of what each is expected to gain. Where every entity with data gets a vector of its own,
-blends are given back: docs/design/personal-vectors.md has the figures.
+blends are given back: docs/results/codes.md has the figures.
 """
 
 from __future__ import annotations

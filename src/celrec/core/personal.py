@@ -18,7 +18,7 @@ After each pass c and P are set to the best given all posteriors (empirical Baye
 
 An entity with much data goes its own way; one with little stays near c, save in the directions in
 which the others' vectors differ most. Prediction uses mu_e alone. In the paper (Chen et al. 2023,
-section 3.4) one constant pulls every offset to its centre; docs/design/personal-vectors.md says
+section 3.4) one constant pulls every offset to its centre; docs/results/codes.md says
 what either gives.
 
 An offset is kept as D numbers of eight bits and one scale of sixteen.
@@ -109,7 +109,7 @@ class Spread:
     All share a basis B in which S_e = B diag(1 / (1 + h_e)) B^T. B makes the prior and the mean
     Fisher information diagonal together: B^T P B = 1. What is left out is how the correlations of
     single entities differ from that mean; a matrix for each took three times as long and served no
-    better (docs/design/personal-vectors.md).
+    better (docs/results/codes.md).
     """
 
     def __init__(self, num_entities: int, precision: Tensor) -> None:
