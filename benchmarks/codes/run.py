@@ -507,9 +507,9 @@ def write_report(jobs: Jobs, protocols: dict[str, Protocol]) -> None:
         "*Written by `python benchmarks/codes/run.py`. Settings chosen on validation data, for the",
         "full table with at least as many candidates (the chosen one is given); test figures, mean",
         "and standard deviation. The gain is that of personal vectors over the full table on the",
-        "same test events, with a 95 % bootstrap interval over these. Book-Crossing likes: the full",
-        "table's search was too narrow; a larger start gave about 0.72 elsewhere, so read that gain as",
-        "about 0.01.*",
+        "same test events, with a 95 % bootstrap interval over these. Book-Crossing likes: the",
+        "full table's search was too narrow; a larger start gave about 0.72 elsewhere, so read",
+        "that gain as about 0.01.*",
         "",
     ]
     found: dict[str, Any] = {}
