@@ -584,7 +584,9 @@ def inspect(
 ) -> None:
     """Look at the clusters of a run: how they split, how large they are, who is in them.
 
-    A cluster stands below the one that it was split from.
+    A cluster stands below the one that it was split from. Its members are those whose code weighs
+    it heaviest. Where codes mix several clusters, its weight is that in all codes together: more
+    than its members where others use it as well.
 
     \b
     [cyan]celrec inspect runs/a --table item[/cyan]
@@ -727,15 +729,21 @@ def _print_figures(figures: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _cluster_tree(view: Mapping[str, Any]) -> Tree:
+    is_blended = view["blend"] > 1
     entities = f"{view['num_entities']:,} {view['entity']}s"
-    tree = Tree(f"[bold]{view['num_clusters']} clusters of {entities}[/bold]")
+    head = f"[bold]{view['num_clusters']} clusters of {entities}[/bold]"
+    if is_blended:
+        head += f", {view['blend']} in a code"
+    if view["personal"]:
+        head += f", {view['personal']:,} {view['entity']}s with a vector of their own"
+    tree = Tree(head)
     branches: dict[int | None, Tree] = {None: tree}
     for cluster in view["clusters"]:
         named = ", ".join(str(m["title"] or m["raw_id"]) for m in cluster["members"])
-        line = (
-            f"[cyan]{cluster['cluster']}[/cyan]  {cluster['size']:,} members, "
-            f"{cluster['train_count']:,} interactions"
-        )
+        line = f"[cyan]{cluster['cluster']}[/cyan]  {cluster['size']:,} members, "
+        if is_blended:
+            line += f"weight {cluster['weight']:,.1f}, "
+        line += f"{cluster['train_count']:,} interactions"
         branches[cluster["cluster"]] = branches[cluster["parent"]].add(
             line + (f"\n[dim]{_escaped(named)}[/dim]" if named else "")
         )

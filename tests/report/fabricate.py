@@ -14,6 +14,13 @@ from celrec.experiments.config import RunConfig
 
 NUM_USERS, NUM_ITEMS, WIDTH = 30, 40, 32
 
+ENCODINGS: dict[str, dict[str, Any]] = {
+    "clustered": {"blend": 1},
+    "blended": {"blend": 4},
+    "personal": {"personal": True},
+}
+_CODE_BYTES = {"clustered": 1, "blended": 6, "personal": 1}
+
 
 def fabricate_run(
     folder: Path,
@@ -34,17 +41,21 @@ def fabricate_run(
 ) -> Path:
     """Write a run folder.
 
+    embedding : as the page names it: "clustered" (hard codes), "blended" (m = 4), "personal" (all
+        users, and all items but one), "hashed" or "full"
     figure : the AUC or MSE on the test set
     coldest : the same on the coldest tenth; None: too few events
     config : settings beside the defaults
     without : files that are missing
     """
     folder.mkdir(parents=True)
-    is_clustered = embedding == "clustered"
-    table: dict[str, Any] = {"kind": embedding}
+    is_clustered = embedding in ENCODINGS
+    table: dict[str, Any] = {"kind": "clustered" if is_clustered else embedding}
     if embedding != "full":
         table |= {"user_rows": rows, "item_rows": rows}
     values = {"data": {"source": "made-up.csv"}, "task": {"kind": task}, "embedding": table}
+    if is_clustered:
+        values["encoding"] = ENCODINGS[embedding]
     written = {
         "config.toml": RunConfig.from_values({**values, **(config or {}), "seed": seed}).to_toml(),
         "run.json": json.dumps(_facts(seed, data_name, fingerprint, num_items)),
@@ -155,7 +166,17 @@ def _metrics(
 
     full = 4 * WIDTH * (NUM_USERS + num_items)
     table = full if embedding == "full" else 2 * 4 * WIDTH * (rows or 1)
-    total = table + (NUM_USERS + num_items if embedding == "clustered" else 0)
+    total = table + _CODE_BYTES.get(embedding, 0) * (NUM_USERS + num_items)
+    codes = {}
+    if embedding in ENCODINGS:
+        blend = ENCODINGS[embedding].get("blend", 1)
+        is_personal = embedding == "personal"
+        owners = {"user_embedding": NUM_USERS, "item_embedding": num_items - 1}
+        codes = {
+            name: {"blend": blend, "personal": count if is_personal else 0}
+            for name, count in owners.items()
+        }
+        total += sum(owners.values()) * (WIDTH + 2) if is_personal else 0
     slices = {}
     for entity in ("users", "items"):
         slices |= {
@@ -171,7 +192,8 @@ def _metrics(
         "times_smaller": full / total,
         "tables": [],
     }
-    return {**figures(figure, 1200), **slices, "memory": memory, "seconds": 4.5}
+    found = {**figures(figure, 1200), **slices}
+    return {**found, "memory": memory, "codes": codes, "seconds": 4.5}
 
 
 def _entities(

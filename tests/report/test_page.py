@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from celrec.errors import ArgumentError, CelrecError, CheckpointError, DataError
+from celrec.report import style
 from celrec.report.charts import MAP_LIMIT
 from celrec.report.page import render_page, write_report
 from tests.report.fabricate import demo_row, fabricate_run
@@ -151,6 +153,50 @@ def test_rows_of_the_demo_are_shown_as_they_are(three_methods: list[Path]) -> No
         "clustered", "4", "0.812 ± 0.005", "0.701", "too few", "1.0 kB", "1.1 kB", "8.2", "3.2",
     ]  # fmt: skip
     assert page.rows[3][2] == "0.825 ± 0.007"  # 8 rows, which the demo rows do not have
+
+
+def test_kinds_of_codes_are_told_apart(tmp_path: Path) -> None:
+    figures = {"full": 0.85, "personal": 0.86, "blended": 0.84, "clustered": 0.82}
+    runs = [
+        fabricate_run(tmp_path / kind, embedding=kind, rows=5, figure=figure)
+        for kind, figure in figures.items()
+    ]
+    page = Page(render_page(runs))
+    assert page.sections == ALL_SECTIONS
+    assert [row[0] for row in page.rows[1:]] == ["clustered", "blended", "personal", "full tables"]
+    assert "Personal vectors with 5 rows per table reach AUC 0.860" in page.text
+    assert "At the other end, clustered embeddings with 5 rows per table reach 0.820" in page.text
+    for sentence in (
+        "Clustered: every user and item has the row of its cluster.",
+        "Blended: the vector of a user or item is a weighted mix of the rows of 4 clusters.",
+        "Personal: all 30 users and 39 of 40 items have a vector of their own beside the shared",
+    ):
+        assert sentence in page.text
+    colours = {trace["line"]["color"] for trace in page.charts["bytes"]["data"]}
+    assert colours == {style.method_colour(kind) for kind in figures}
+    assert len(page.charts["item-clusters"]["data"]) == 1  # they grew alike
+    dots = [trace["x"][0] for trace in page.charts["cold-users"]["data"]]
+    assert sorted(dots[-4:]) == pytest.approx([0.82, 0.84, 0.85, 0.86])
+    assert "personal, 5 rows embedding clustered, user_rows 5, item_rows 5" in page.text
+
+
+def test_a_cluster_without_members_stays_in_the_tree(tmp_path: Path) -> None:
+    """Codes may use a row although no code weighs it heaviest."""
+    run = fabricate_run(tmp_path / "run", embedding="blended", rows=4)
+    items = pl.read_parquet(run / "items.parquet")
+    joined = pl.when(pl.col("cluster") == 3).then(2).otherwise(pl.col("cluster"))
+    items.with_columns(joined.cast(pl.Int32).alias("cluster")).write_parquet(run / "items.parquet")
+    page = Page(render_page([run]))
+    assert "How 40 items became 4 clusters" in page.text
+    assert page.charts["item-sizes"]["data"][0]["y"] == [20, 10, 10, 0]
+    assert "Of the clusters that a code mixes, the heaviest counts." in page.text
+
+
+def test_rows_that_the_data_chose(tmp_path: Path) -> None:
+    auto = {"embedding": {"kind": "clustered", "user_rows": "auto", "item_rows": "auto"}}
+    page = Page(render_page([fabricate_run(tmp_path / "run", config=auto)]))
+    assert page.rows[1][:2] == ["clustered", "auto"]
+    assert "Clustered embeddings with as many rows as the data pay for reach AUC" in page.text
 
 
 def test_one_run_is_enough(tmp_path: Path) -> None:

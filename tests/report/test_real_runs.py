@@ -43,7 +43,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_the_page_of_trained_runs_has_every_section(runs: list[Path]) -> None:
     page = Page(render_page(runs))
     assert page.sections == ["bytes", "growth", "tree", "sizes", "map", "cold", "run"]
-    assert page.rows[1][:2] == ["clustered", "6 + 5"]
+    assert page.rows[1][:2] == ["blended", "6 + 5"]
+    assert "is a weighted mix of the rows of" in page.text
     assert "ratings.csv: 3,000 interactions, 60 users, 40 items" in page.text
 
 

@@ -105,6 +105,21 @@ def test_a_rival_is_another_embedding_of_about_as_many_bytes() -> None:
     assert rival_sentence([], "binary") == ""
 
 
+def test_the_smallest_of_ours_is_named_beside_the_best() -> None:
+    small = dataclasses.replace(
+        CLUSTERED, rows="8", mean=0.8, total_bytes=4_673, times_smaller=71.9
+    )
+    hashed = dataclasses.replace(HASHED, mean=0.5, total_bytes=4_864)
+    blended = dataclasses.replace(CLUSTERED, embedding="blended", mean=0.84)
+    rows = [small, CLUSTERED, hashed, HASHED, FULL, blended]
+    assert leading_row(rows, "binary") == blended
+    assert rival_sentence(rows, "binary") == (
+        "Hashed tables of about as many bytes reach 0.700. At the other end, clustered embeddings "
+        "with 8 rows per table reach 0.800 ± 0.002 in 4.7 kB, 72 times smaller than full tables. "
+        "Hashed tables of about as many bytes reach 0.500."
+    )
+
+
 @pytest.mark.parametrize(
     ("task", "mean", "title"),
     [

@@ -289,10 +289,10 @@ def entity_frame(
         raw_id, title (null where unknown)
         cluster : null without clusters
         train_count : interactions in the training data
-        x, y : its vector on the two main axes; for clustered tables the cluster's row plus the
-            entity's own Newton step -g/(h + damping), so that members of a cluster differ
-        step : length of that step: how far its own data would take it from the cluster's row;
-            null without clusters
+        x, y : its vector on the two main axes; for clustered tables without personal vectors plus
+            the entity's own Newton step -g/(h + damping), so that members of a cluster differ
+        step : length of that step: how far its own data would take its vector; null without
+            clusters
     """
     vocabulary: Vocabulary = getattr(train, f"{entity}s")
     titles = train.item_titles if entity == "item" else None
@@ -304,7 +304,8 @@ def entity_frame(
     if isinstance(table, ClusteredEmbedding):
         cluster = table.cluster_ids().numpy()
         step = _newton_steps(config, model, name, table, train)
-        vectors = vectors + step
+        if table.num_personal == 0:
+            vectors = vectors + step
         step_length = step.norm(dim=1).numpy()
     x, y = _two_main_axes(vectors.double().numpy())
     return vocabulary.to_frame().with_columns(

@@ -19,7 +19,8 @@ class Clusters:
 
     entity : "user" or "item"
     frame : a line per entity, with a cluster
-    order : live clusters, those of a common past beside each other
+    order : live clusters, those of a common past beside each other. One that no code weighs
+        heaviest has no members
     tree : None where the history does not tell
     """
 
@@ -30,14 +31,15 @@ class Clusters:
 
     @property
     def sizes(self) -> dict[int, int]:
-        return dict(self.frame.group_by("cluster").len().sort("cluster").iter_rows())
+        counts = dict(self.frame.group_by("cluster").len().iter_rows())
+        return {cluster: counts.get(cluster, 0) for cluster in sorted(self.order)}
 
     @property
     def shares(self) -> dict[int, float]:
         """The share of training interactions that each cluster's members have."""
         total = max(1, int(self.frame["train_count"].sum()))
-        counts = self.frame.group_by("cluster").agg(pl.col("train_count").sum())
-        return {cluster: count / total for cluster, count in counts.iter_rows()}
+        counts = dict(self.frame.group_by("cluster").agg(pl.col("train_count").sum()).iter_rows())
+        return {cluster: counts.get(cluster, 0) / total for cluster in self.order}
 
     def colours(self) -> dict[int, str]:
         """Round the colour wheel, so that clusters of a common past have similar colours."""
@@ -58,7 +60,7 @@ class Clusters:
 def clusters_of(run: Run, entity: str, tree: SplitTree | None) -> Clusters | None:
     """The clusters of a run's users or items; None where there are none.
 
-    tree : as replayed; dropped where it does not have the clusters that the entities have
+    tree : as replayed; dropped where it lacks a cluster that an entity has
     """
     frame = run.users if entity == "user" else run.items
     if frame is None:
@@ -67,7 +69,7 @@ def clusters_of(run: Run, entity: str, tree: SplitTree | None) -> Clusters | Non
     if frame.is_empty():
         return None
     live = sorted(set(frame["cluster"]))
-    if tree is None or sorted(tree.born_after) != live:
+    if tree is None or not set(live) <= set(tree.born_after):
         return Clusters(entity, frame, tuple(live), None)
     return Clusters(entity, frame, tuple(tree.leaves()), tree)
 

@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from celrec.errors import DataError
 from celrec.report.read import (
+    OURS,
     Method,
     ResultRow,
     Run,
@@ -25,6 +26,7 @@ from celrec.report.read import (
 from celrec.report.sections import Section, find_sections
 from celrec.report.style import COLOURS, role_of
 from celrec.report.words import (
+    codes_note,
     figure_name,
     headline,
     plus_minus,
@@ -77,6 +79,7 @@ def render_page(
         title=title or str(runs[0].facts.get("data", {}).get("name", "celrec report")),
         headline=headline(rows, methods, task),
         rival=rival_sentence(rows, task),
+        codes=codes_note(methods),
         task=task,
         rows=rows,
         sections=find_sections(methods, rows, task),
@@ -161,6 +164,7 @@ def _own_settings(methods: Sequence[Method]) -> list[tuple[str, str]]:
                 f"{name[path]} {_setting(config[path])}"
                 for path in differing
                 if config.get(path, False) is not False
+                and (path[0] not in ("clusters", "encoding") or method.embedding in OURS)
             ),
         )
         for method, config in zip(methods, configs, strict=True)

@@ -23,6 +23,11 @@ from celrec.history import read_history
 FIGURE = {"binary": "auc", "rating": "mse"}
 """The test figure that the page is about, by task."""
 
+KINDS = ("clustered", "blended", "personal", "hashed", "full")
+"""What tables are called, in the order of the page; the first three by the codes of clusters."""
+
+OURS = KINDS[:3]
+
 _ENTITY_COLUMNS = {"raw_id", "title", "cluster", "train_count", "x", "y"}
 _SEEDS = {("seed",), ("partition", "seed")}
 
@@ -67,6 +72,15 @@ class Run:
         best = max(self.history, key=lambda line: sign * line["validation"][FIGURE[self.task]])
         return best["epoch"]
 
+    def code(self, entity: str) -> tuple[int, int] | None:
+        """How many clusters a code of "user" or "item" mixes, and how many have a vector of own.
+
+        returns : of the first table, where a model has several; None where that is not known
+        """
+        codes = (self.metrics or {}).get("codes", {})
+        found = next((code for name, code in codes.items() if entity in name), None)
+        return None if found is None else (found["blend"], found["personal"])
+
     def table_of(self, entity: str) -> str | None:
         """The clustered table of "user" or "item"; the first, where a model has several."""
         tables = self.history[0].get("clusters", {}) if self.history else {}
@@ -77,7 +91,8 @@ class Run:
 class Method:
     """Runs that differ in their seeds only.
 
-    rows : "32", or "47 + 84" for users and items; "" for full tables
+    embedding : one of KINDS
+    rows : "32", or "47 + 84" for users and items, or "auto"; "" for full tables
     variant : settings that tell it from a method of the same embedding and rows; mostly ""
     runs : by seed
     """
@@ -94,8 +109,8 @@ class Method:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all tables, to order methods by; 0 for full tables."""
-        return sum(int(part) for part in self.rows.split(" + ") if part)
+        """Rows of all tables, to order methods by; 0 for full tables, and where data choose."""
+        return sum(int(part) for part in self.rows.split(" + ") if part.isdigit())
 
     @property
     def finished(self) -> tuple[Run, ...]:
@@ -187,7 +202,7 @@ def read_run(folder: Path) -> Run:
 def group_runs(runs: Sequence[Run]) -> list[Method]:
     """Put runs together that differ in their seeds only.
 
-    returns : full tables last, others by embedding and then by rows
+    returns : in the order of KINDS, and then by rows
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -203,7 +218,7 @@ def group_runs(runs: Sequence[Run]) -> list[Method]:
         for group in groups.values()
     ]
     methods = [replace(method, variant=_variant(method, methods)) for method in methods]
-    return sorted(methods, key=lambda m: (m.embedding == "full", m.embedding, m.num_rows))
+    return sorted(methods, key=lambda m: (KINDS.index(m.embedding), m.num_rows))
 
 
 def result_rows(

@@ -23,7 +23,7 @@ from celrec.report.charts import (
     tree_chart,
 )
 from celrec.report.clusters import Clusters, clusters_of
-from celrec.report.read import FIGURE, Method, ResultRow, Run
+from celrec.report.read import FIGURE, OURS, Method, ResultRow, Run
 from celrec.report.split_tree import SplitTree, replay_splits
 from celrec.report.words import (
     axis_of,
@@ -140,7 +140,9 @@ def _growth_section(methods: Sequence[Method]) -> Section | None:
     growing = [m for m in methods if m.runs[0].table_of("user") or m.runs[0].table_of("item")]
     if not growing:
         return None
-    growing.sort(key=lambda method: method.num_rows)
+    # Codes are made after the last epoch: runs with other codes often grew alike.
+    alike = {repr(method.runs[0].history): method for method in reversed(growing)}
+    growing = sorted(alike.values(), key=lambda method: method.num_rows)
     labels = _short_labels(growing)
     runs = {label: method.runs[0] for label, method in zip(labels, growing, strict=True)}
     drawn = []
@@ -186,7 +188,7 @@ def _tree_section(clusters: Clusters | None, shown: _Shown | None) -> Section | 
     lead = (
         f"Every band is a cluster, as thick as the {entities} that ended in it, and forks where it "
         f"was split. Beside it: its {entities} with most interactions. Similar colours: a common "
-        f"past. ({shown})"
+        f"past. {_membership(shown)}({shown})"
     )
     chart = _chart("tree", "", lambda width: tree_chart(clusters, width))
     return Section("tree", title, lead, [chart], "Point at a band for its members.")
@@ -206,7 +208,10 @@ def _sizes_section(clusters: Mapping[str, Clusters | None], shown: _Shown | None
     if not drawn:
         return None
     return Section(
-        "sizes", "How large the clusters are", f"Each bar is a cluster. ({shown})", drawn
+        "sizes",
+        "How large the clusters are",
+        f"Each bar is a cluster. {_membership(shown)}({shown})",
+        drawn,
     )
 
 
@@ -227,11 +232,13 @@ def _map_section(
     if clusters is None:
         lead += "Dots lie near each other where vectors are alike (their two main axes). "
     else:
-        lead += (
-            "Its colour is its cluster. Dots lie near each other where vectors are alike (their "
-            "two main axes, each item moved from its cluster's row one step towards its own "
-            "data). "
-        )
+        lead += "Its colour is its cluster. " + _membership(shown)
+        lead += "Dots lie near each other where vectors are alike (their two main axes"
+        if shown.method.embedding == "personal":
+            lead += "). "
+        else:
+            place = "cluster's row" if shown.method.embedding == "clustered" else "blend"
+            lead += f", each item moved from its {place} one step towards its own data). "
     if len(items) > MAP_LIMIT:
         lead += f"The {MAP_LIMIT:,} items with most interactions of {len(items):,} are shown. "
         items = items.head(MAP_LIMIT)
@@ -241,6 +248,14 @@ def _map_section(
     embedding = shown.method.embedding
     chart = _chart("map", "", lambda width: map_chart(items, colours, embedding, width))
     return Section("map", "The items on a map", lead, [chart], hint)
+
+
+def _membership(shown: _Shown | None) -> str:
+    """Which cluster counts as an entity's, where its code mixes several."""
+    codes = [shown.run.code(entity) for entity in ("user", "item")] if shown else []
+    if any(code and code[0] > 1 for code in codes):
+        return "Of the clusters that a code mixes, the heaviest counts. "
+    return ""
 
 
 def _cold_section(
@@ -273,11 +288,14 @@ def _cold_section(
 
 
 def _compared(methods: Sequence[Method], rows: Sequence[ResultRow], task: str) -> list[Method]:
-    """Clustered against its rivals, or, without rivals, as many methods as stay legible."""
+    """The best of ours against rivals, or, without rivals, as many methods as stay legible."""
     if not rows:
         return []
     leading = leading_row(rows, task)
-    chosen = [leading, rival_row(rows, leading, task), full_row(rows, task)]
+    of_kinds = [[row for row in rows if row.embedding == kind] for kind in OURS]
+    best = [leading_row(of_kind, task) for of_kind in of_kinds if of_kind]
+    rival = rival_row(rows, leading, task)
+    chosen = [leading, *best, rival, full_row(rows, task)]
     labels = dict.fromkeys(row.label for row in chosen if row is not None)
     finished = {method.label: method for method in methods if method.finished}
     if len(labels) == 1:

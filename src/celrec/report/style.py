@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from celrec.report.read import KINDS
+
 # role: (on white paper, on a dark screen)
 COLOURS = {
     "ink": ("#1d2733", "#e6eaef"),
@@ -22,7 +24,6 @@ COLOURS = {
     "blended": ("#0c7a60", "#5cc9a9"),
     "other": ("#a1356b", "#ee8fbb"),
 }
-METHODS = ("full", "hashed", "clustered", "blended", "personal")
 INK, QUIET, RULE, PAPER, VEIL = (
     COLOURS[role][0] for role in ("ink", "quiet", "rule", "paper", "veil")
 )
@@ -32,7 +33,7 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 def role_of(embedding: str) -> str:
     """The key in COLOURS of an embedding, the same on the whole page."""
-    return embedding if embedding in METHODS else "other"
+    return embedding if embedding in KINDS else "other"
 
 
 def method_colour(embedding: str) -> str:
@@ -162,8 +163,8 @@ def spread_apart(
 
 
 def mixed(colours: Sequence[str], weights: Sequence[float]) -> str:
-    """The weighted mean of colours like #1a66c2."""
-    if len(colours) == 1:
+    """The weighted mean of colours like #1a66c2; without weight the first."""
+    if len(colours) == 1 or not any(weights):
         return colours[0]
     channels = [[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours]
     total = sum(weights)

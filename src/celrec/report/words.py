@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from celrec.report.read import FIGURE, Method, ResultRow, Run, mean_and_std
-
-OURS = ("clustered", "blended", "personal")
-"""What clustered tables are called, by their codes."""
+from celrec.report.read import FIGURE, OURS, Method, ResultRow, Run, mean_and_std
 
 _NEARLY = 0.01
 """A difference that a reader may call small; of MSE, relative."""
 
 _SIMILAR_BYTES = 1.5
+
+_ENTITIES = ("user", "item")
+
+_NAMES = {
+    "clustered": "Clustered embeddings",
+    "blended": "Blended embeddings",
+    "personal": "Personal vectors",
+    "hashed": "Hashed embeddings",
+}
 
 
 def figure_name(task: str) -> str:
@@ -90,9 +96,7 @@ def headline(rows: Sequence[ResultRow], methods: Sequence[Method], task: str) ->
     reached += f" in {readable_bytes(row.total_bytes)}"
     if row.embedding == "full":
         return f"Full tables reach {reached}."
-    subject = f"{row.embedding.capitalize()} embeddings"
-    if row.rows:
-        subject += f" with {row.rows} rows" + ("" if " + " in row.rows else " per table")
+    subject = _subject(row)
     full = full_row(rows, task)
     if full is None:
         return f"{subject} reach {reached}, {_size(row)} than full tables would be."
@@ -100,15 +104,47 @@ def headline(rows: Sequence[ResultRow], methods: Sequence[Method], task: str) ->
 
 
 def rival_sentence(rows: Sequence[ResultRow], task: str) -> str:
-    """What another embedding does with as many bytes; "" without one."""
+    """What others do with as many bytes, and our smallest table if it is another; "" without any.
+
+    After the headline.
+    """
     row = leading_row(rows, task) if rows else None
-    rival = rival_row(rows, row, task) if row else None
-    if rival is None:
+    if row is None:
         return ""
-    return (
-        f"{rival.embedding.capitalize()} tables of about as many bytes reach "
-        f"{plus_minus(rival.mean, rival.std)}."
-    )
+    sentences = [_rival(rows, row, task)]
+    small = min((r for r in rows if r.embedding in OURS), key=lambda r: r.total_bytes, default=row)
+    if small.total_bytes < row.total_bytes:
+        sentences.append(
+            f"At the other end, {_uncapitalized(_subject(small))} reach "
+            f"{plus_minus(small.mean, small.std)} in {readable_bytes(small.total_bytes)}, "
+            f"{_size(small)} than full tables."
+        )
+        sentences.append(_rival(rows, small, task))
+    return " ".join(filter(None, sentences))
+
+
+def codes_note(methods: Sequence[Method]) -> str:
+    """What the entities of clustered tables store, by the name in the table; "" without any."""
+    notes = []
+    for kind in OURS:
+        runs = [run for method in methods if method.embedding == kind for run in method.finished]
+        blends = {code[0] for run in runs for entity in _ENTITIES if (code := run.code(entity))}
+        if not blends:
+            continue
+        if kind == "clustered":
+            notes.append("Clustered: every user and item has the row of its cluster")
+        elif kind == "blended":
+            notes.append(
+                "Blended: the vector of a user or item is a weighted mix of the rows of "
+                f"{_alternatives(blends)} clusters"
+            )
+        else:
+            owners = " and ".join(_owners(runs, entity) for entity in _ENTITIES)
+            note = f"Personal: {owners} have a vector of their own beside the shared rows"
+            if max(blends) > 1:
+                note += f"; codes mix {_alternatives(blends)} clusters"
+            notes.append(note)
+    return ". ".join(notes) + "." if notes else ""
 
 
 def bytes_title(rows: Sequence[ResultRow], task: str) -> str:
@@ -170,6 +206,49 @@ def table_note(rows: Sequence[ResultRow], task: str) -> str:
         "and item. Times smaller: total bytes against full tables"
     )
     return ". ".join(notes) + "."
+
+
+def _subject(row: ResultRow) -> str:
+    """What a line is about; not of full tables."""
+    subject = _NAMES[row.embedding]
+    if row.rows == "auto":
+        return f"{subject} with as many rows as the data pay for"
+    if row.rows:
+        subject += f" with {row.rows} rows" + ("" if " + " in row.rows else " per table")
+    return subject
+
+
+def _uncapitalized(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def _rival(rows: Sequence[ResultRow], row: ResultRow, task: str) -> str:
+    rival = rival_row(rows, row, task)
+    if rival is None:
+        return ""
+    return (
+        f"{rival.embedding.capitalize()} tables of about as many bytes reach "
+        f"{plus_minus(rival.mean, rival.std)}."
+    )
+
+
+def _alternatives(counts: Iterable[int]) -> str:
+    """
+    >>> _alternatives({4}), _alternatives({4, 1, 2})
+    ('4', '1, 2 or 4')
+    """
+    *others, last = map(str, sorted(counts))
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _owners(runs: Sequence[Run], entity: str) -> str:
+    """How many of the users or items have a vector of their own."""
+    counts = sorted(code[1] for run in runs if (code := run.code(entity)))
+    total = runs[0].facts.get("data", {}).get(f"num_{entity}s")
+    if counts[0] == counts[-1] == total:
+        return f"all {total:,} {entity}s"
+    number = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
+    return number + (f" of {total:,}" if total else "") + f" {entity}s"
 
 
 def _best(rows: Sequence[ResultRow], task: str) -> ResultRow:
@@ -249,18 +328,20 @@ def largest_cluster(sizes: Mapping[int, int], shares: Mapping[int, float], entit
 
 
 def cold_title(methods: Sequence[Method]) -> str:
-    """What the charts of cold events show; neutral unless clusters are ahead on both slices."""
-    by_embedding = {method.embedding: method for method in methods}
-    clustered = next((by_embedding[kind] for kind in OURS if kind in by_embedding), None)
-    full = by_embedding.get("full")
-    if clustered is None or full is None:
+    """What the charts of cold events show; neutral unless ours is ahead on both slices.
+
+    methods : of ours only the first is spoken of
+    """
+    ours = next((method for method in methods if method.embedding in OURS), None)
+    full = next((method for method in methods if method.embedding == "full"), None)
+    if ours is None or full is None:
         return "Cold against warm"
-    task = clustered.runs[0].task
+    task = ours.runs[0].task
     ahead = []
     for name in ("coldest_users", "coldest_items"):
         values = [
             [run.metrics.get(name, {}).get(FIGURE[task]) for run in method.finished if run.metrics]
-            for method in (clustered, full)
+            for method in (ours, full)
         ]
         if any(None in part for part in values):
             return "Cold against warm"
@@ -268,5 +349,6 @@ def cold_title(methods: Sequence[Method]) -> str:
         gain = mean - other if task == "binary" else other - mean
         ahead.append(gain > max(std or 0.0, other_std or 0.0, 0.0005))
     if all(ahead):
-        return "Where data are scarce, clusters are ahead of full tables"
+        name = _uncapitalized(_NAMES[ours.embedding])
+        return f"Where data are scarce, {name} are ahead of full tables"
     return "Cold against warm"
