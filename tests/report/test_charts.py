@@ -55,6 +55,23 @@ def test_the_width_changes_the_layout_alone(
     assert figures[1].to_dict()["data"] == figures[2].to_dict()["data"]
 
 
+def test_numbers_without_room_are_left_out(tmp_path: Path) -> None:
+    runs = read_runs(
+        fabricate_run(tmp_path / f"{kind}{rows}", embedding=kind, rows=rows)
+        for kind in ("clustered", "blended")
+        for rows in (8, 10, 12, 13, 14)
+    )
+    rows = result_rows(group_runs(runs))
+    texts = [
+        [note.text for note in charts.bytes_chart(rows, "binary", width).layout.annotations]
+        for width in (330, 1040)
+    ]
+    assert len(texts[0]) < len(texts[1]) == 10
+    for shown in texts:
+        names = {text for text in shown if text.startswith("<b>")}
+        assert names == {"<b>clustered<br>8 rows</b>", "<b>blended<br>8 rows</b>"}
+
+
 @pytest.mark.parametrize("name", ["bytes", "growth", "sizes", "cold"])
 def test_axes_say_what_they_are(draw: dict[str, Callable[[int], go.Figure]], name: str) -> None:
     layout = draw[name](680).layout

@@ -159,12 +159,15 @@ def _label_rows(
         dot, width, height = dots[row], 8 * max(map(len, texts)), 15 * len(texts)
         sides = (1, -1) if line is lines[-1] or row.embedding == "full" else (-1, 1)
         places = [
-            Box(dot.x + shift, dot.y + side * (dot.height + height) / 2, width, height)
+            # A hair away, or rounding makes a label meet its own dot.
+            Box(dot.x + shift, dot.y + side * ((dot.height + height) / 2 + 0.01), width, height)
             for side in sides
             for shift in (0, 8 - width / 2, width / 2 - 8)
         ]
         inside = [place for place in places if place.left > 0 and place.right < across + 14]
         free = [place for place in inside if not any(map(place.meets, taken))]
+        if not (free or is_name):
+            continue
         place = (free or inside or places)[0]
         taken.append(place)
         label = "<br>".join(safe(text) for text in texts)

@@ -23,7 +23,7 @@ from celrec.report.charts import (
     tree_chart,
 )
 from celrec.report.clusters import Clusters, clusters_of
-from celrec.report.read import FIGURE, OURS, Method, ResultRow, Run
+from celrec.report.read import FIGURE, KINDS, OURS, Method, ResultRow, Run
 from celrec.report.split_tree import SplitTree, replay_splits
 from celrec.report.words import (
     axis_of,
@@ -128,7 +128,7 @@ def _bytes_section(rows: Sequence[ResultRow], task: str) -> Section | None:
     if any(row.table_bytes < 0.98 * row.total_bytes for row in rows):
         lead.append(
             "A full dot is the size that serving needs; the hollow one to its left is the rows "
-            "alone, without the code that each user and item keeps."
+            "alone, without what each user and item keeps."
         )
     if any(row.std is not None for row in rows):
         lead.append("Upright lines: standard deviation over seeds.")
@@ -261,7 +261,8 @@ def _membership(shown: _Shown | None) -> str:
 def _cold_section(
     methods: Sequence[Method], rows: Sequence[ResultRow], task: str
 ) -> Section | None:
-    compared = _compared(methods, rows, task)
+    by_rank = _compared(methods, rows, task)
+    compared = sorted(by_rank, key=lambda method: KINDS.index(method.embedding))
     entities = [
         entities
         for entities in ("users", "items")
@@ -284,11 +285,14 @@ def _cold_section(
         f"events with the fewest. {'Higher' if task == 'binary' else 'Lower'} is better; under "
         f"{MIN_EVENTS} events no figure is given."
     )
-    return Section("cold", cold_title(compared), lead, drawn)
+    return Section("cold", cold_title(by_rank), lead, drawn)
 
 
 def _compared(methods: Sequence[Method], rows: Sequence[ResultRow], task: str) -> list[Method]:
-    """The best of ours against rivals, or, without rivals, as many methods as stay legible."""
+    """The best of ours against rivals, or, without rivals, as many methods as stay legible.
+
+    returns : the one that the headline is about first
+    """
     if not rows:
         return []
     leading = leading_row(rows, task)

@@ -20,9 +20,9 @@ COLOURS = {
     "clustered": ("#1a66c2", "#6cb0ff"),
     "hashed": ("#b2500a", "#f0a35e"),
     "full": ("#56606b", "#b4bdc7"),
-    "personal": ("#7a3fc4", "#c09bf2"),
-    "blended": ("#0c7a60", "#5cc9a9"),
-    "other": ("#a1356b", "#ee8fbb"),
+    "blended": ("#0b5a2a", "#9cf2b4"),
+    "personal": ("#8a0f7d", "#fa427f"),
+    "other": ("#6b5500", "#d8c46a"),
 }
 INK, QUIET, RULE, PAPER, VEIL = (
     COLOURS[role][0] for role in ("ink", "quiet", "rule", "paper", "veil")

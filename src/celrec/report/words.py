@@ -202,8 +202,9 @@ def table_note(rows: Sequence[ResultRow], task: str) -> str:
         "training"
     )
     notes.append(
-        "Total bytes are all that serving needs: the rows of the tables and the code of each user "
-        "and item. Times smaller: total bytes against full tables"
+        "Total bytes are all that serving needs: the rows of the tables, and what each user and "
+        "item keeps, a code and perhaps a vector of its own. Times smaller: total bytes against "
+        "full tables"
     )
     return ". ".join(notes) + "."
 
@@ -330,7 +331,7 @@ def largest_cluster(sizes: Mapping[int, int], shares: Mapping[int, float], entit
 def cold_title(methods: Sequence[Method]) -> str:
     """What the charts of cold events show; neutral unless ours is ahead on both slices.
 
-    methods : of ours only the first is spoken of
+    methods : of ours the first is spoken of
     """
     ours = next((method for method in methods if method.embedding in OURS), None)
     full = next((method for method in methods if method.embedding == "full"), None)
