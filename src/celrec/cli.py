@@ -101,7 +101,7 @@ def top(
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
 ) -> None:
-    """Embedding tables tens to hundreds of times smaller, close to the accuracy of full ones.
+    """Embedding tables a fraction of the size of full ones, and about as accurate.
 
     Clustered embeddings on recommendation data: train, compare, look inside.
 
@@ -395,11 +395,13 @@ def train(
 
     \b
     [cyan]celrec train ml-100k[/cyan]
-        predict ratings, with 64 clusters of users and 64 of items
+        predict ratings, with 64 clusters of users and 64 of items, and blended codes
     [cyan]celrec train ml-1m --task binary --rows 32 --seed 1 --out runs/a[/cyan]
         predict whether a user likes a movie
     [cyan]celrec train clicks.csv --item-col page --task binary --negatives 4[/cyan]
         a file of one's own, without labels
+    [cyan]celrec train ml-100k --personal[/cyan]
+        every user and item also keeps a small vector of its own
     [cyan]celrec train ratings.parquet --time-col timestamp --embedding full[/cyan]
         a full table, to compare with
     [cyan]celrec train --resume runs/a[/cyan]
@@ -740,7 +742,8 @@ def _cluster_tree(view: Mapping[str, Any]) -> Tree:
     branches: dict[int | None, Tree] = {None: tree}
     for cluster in view["clusters"]:
         named = ", ".join(str(m["title"] or m["raw_id"]) for m in cluster["members"])
-        line = f"[cyan]{cluster['cluster']}[/cyan]  {cluster['size']:,} members, "
+        line = f"[cyan]{cluster['cluster']}[/cyan]  {cluster['size']:,} "
+        line += "member, " if cluster["size"] == 1 else "members, "
         if is_blended:
             line += f"weight {cluster['weight']:,.1f}, "
         line += f"{cluster['train_count']:,} interactions"

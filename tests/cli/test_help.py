@@ -46,7 +46,7 @@ def test_help_of_every_command_has_an_example(celrec: CommandLine, command: list
 
 def test_every_option_of_train_is_in_a_panel(celrec: CommandLine) -> None:
     shown = celrec("train", "--help").stdout
-    for panel in ("Columns", "Task", "Partition", "Model", "Training", "Run"):
+    for panel in ("Columns", "Task", "Partition", "Model", "Codes", "Training", "Run"):
         assert f"─ {panel} ─" in shown
 
 
