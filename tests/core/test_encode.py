@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from celrec.checkpoint import load_arrays, load_frozen, save_frozen
 from celrec.core.encode import BLEND_SIZE, Budget, choose_personal, nearest_rows
 from celrec.core.personal import PersonalRule
 from celrec.core.statistics import EntityStatistics, StatisticsPass
-from celrec.errors import ArgumentError
-from tests.core.test_blend import blended
+from celrec.errors import ArgumentError, LossError
+from tests.core.test_blend import blended, trained
 from tests.core.test_cluster_optimizer import DotProduct, planted
 
 SHORT = PersonalRule(epochs=1, warm_epochs=0)
@@ -282,3 +283,31 @@ def test_a_round_after_encoding_hardens(base: Any) -> None:
     assert num_personal(model) == 0
     assert model.users.blend_size == model.items.blend_size == 1
     assert torch.equal(model.users.to_dense(), model.users.weight[model.users.cluster_ids()])
+
+
+def test_a_loss_that_fails_leaves_codes_and_vectors_as_they_were() -> None:
+    batches, model, clusters, _ = trained()
+    clusters.personalize(batches, rule=SHORT)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loss, calls = clusters.per_sample_loss, itertools.count()
+
+    def failing(batch: Any) -> Any:
+        return loss(batch) * (float("nan") if next(calls) > 40 else 1.0)
+
+    for attempt in (
+        lambda: clusters.personalize(batches),
+        lambda: clusters.encode(batches, 1000.0),
+    ):
+        calls = itertools.count()
+        clusters.per_sample_loss = failing
+        with pytest.raises(LossError):
+            attempt()
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+
+def test_dropped_vectors_give_their_memory_back() -> None:
+    batches, model, clusters, _ = trained()
+    clusters.personalize(batches, rule=SHORT)
+    model.users.drop_personal()
+    assert model.users.personal_levels.untyped_storage().nbytes() == 0

@@ -239,9 +239,11 @@ class ClusterOptimizer:
         rule : see PersonalRule
         after_pass : told the mean loss of each pass, in nats: the place to set the noise variance
             of a squared error anew
-        raises : LossError, SampleError; codes and vectors are then as before
+        raises : LossError, SampleError; codes and vectors are then as before, other parameters may
+            have been trained
         """
-        return self._personalize(batches, None, rule, after_pass)
+        with self._codes_kept_on_error():
+            return self._personalize(batches, None, rule, after_pass)
 
     def encode(
         self,
@@ -255,9 +257,20 @@ class ClusterOptimizer:
 
         bytes_per_entity : total bytes, rows included, over the entities of all tables
         batches, rule, after_pass : as for `personalize`
-        raises : ArgumentError if rows and hard codes take more; LossError, SampleError
+        raises : ArgumentError if rows and hard codes take more; LossError, SampleError; codes and
+            vectors are then as before, other parameters may have been trained
         """
         check_number("bytes_per_entity", bytes_per_entity, above=0)
+        with self._codes_kept_on_error():
+            return self._encode(batches, bytes_per_entity, rule, after_pass)
+
+    def _encode(
+        self,
+        batches: Iterable[Any],
+        bytes_per_entity: float,
+        rule: PersonalRule | None,
+        after_pass: Callable[[float], None] | None,
+    ) -> list[Event]:
         for table in self.tables.values():
             table.harden()
         budget = Budget.of(self.tables, bytes_per_entity)
@@ -347,6 +360,18 @@ class ClusterOptimizer:
         return CodeEvent(
             name, self.num_rounds, plan.entities, plan.clusters.shape[1], int((count == 0).sum())
         )
+
+    @contextmanager
+    def _codes_kept_on_error(self) -> Iterator[None]:
+        """Put codes and personal vectors back as they were if anything fails."""
+        before = {table: dict(table.named_buffers(recurse=False)) for table in self.tables.values()}
+        try:
+            yield
+        except BaseException:
+            for table, buffers in before.items():
+                for name, buffer in buffers.items():
+                    setattr(table, name, buffer)
+            raise
 
     @contextmanager
     def _samples(self, batches: Iterable[Any]) -> Iterator[SampleLoss]:

@@ -453,6 +453,9 @@ class ClusteredTable(nn.Module):
     @torch.no_grad()
     def commit_personal(self, plan: PersonalPlan) -> None:
         """Give the plan's entities offsets from their blends, and no others."""
+        if not len(plan.entities):
+            self.drop_personal()
+            return
         levels, scale = quantize_offsets(plan.offsets)
         lines = torch.arange(len(plan.entities), device=levels.device)
         if len(plan.entities) == self.num_embeddings:
@@ -468,9 +471,9 @@ class ClusteredTable(nn.Module):
 
     def drop_personal(self) -> None:
         """Leave every entity to its code."""
-        self.personal_of = self.personal_of[:0]
-        self.personal_levels = self.personal_levels[:0]
-        self.personal_scale = self.personal_scale[:0]
+        for name in ("personal_of", "personal_levels", "personal_scale"):
+            part = getattr(self, name)
+            setattr(self, name, part.new_empty(0, *part.shape[1:]))  # a slice would keep it all
 
     @torch.no_grad()
     def commit_merges(self, plan: MergePlan) -> list[tuple[int, int]]:
