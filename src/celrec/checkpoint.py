@@ -26,7 +26,12 @@ from torch import Tensor, nn
 
 from celrec.baselines.hashed import HashedEmbedding
 from celrec.core.codes import pack, unpack, unpack_weights
-from celrec.core.embedding import ClusteredEmbedding, ClusteredEmbeddingBag, ClusteredTable
+from celrec.core.embedding import (
+    ClusteredEmbedding,
+    ClusteredEmbeddingBag,
+    ClusteredTable,
+    codes_kept_on_error,
+)
 from celrec.core.memory import SupportsMemory
 from celrec.errors import CheckpointError
 
@@ -221,10 +226,18 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     state : as from `model.state_dict()`
     raises : CheckpointError naming what is missing, left over, or of another shape or type
     """
-    buffers_before: list[tuple[ClusteredTable, dict[str, Tensor]]] = []
+    with codes_kept_on_error(m for m in model.modules() if isinstance(m, ClusteredTable)):
+        _check_fits(model, state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # a table found that its parts contradict each other
+        raise CheckpointError(f"the checkpoint contradicts itself: {error}") from error
+
+
+def _check_fits(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give clustered tables the sizes of codes that a checkpoint has, and compare all the rest."""
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, ClusteredTable):
-            buffers_before.append((module, dict(module.named_buffers(recurse=False))))
             module.make_room_for(state, f"{name}." if name else "")
     wanted = model.state_dict()
     problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
@@ -238,17 +251,10 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"{name} is {_looks(found)} in the checkpoint, {_looks(wanted[name])} in the model"
             )
     if problems:
-        for table, buffers in buffers_before:
-            for name, buffer in buffers.items():
-                setattr(table, name, buffer)
         raise CheckpointError(
             f"the checkpoint is of another model than this {type(model).__name__}: "
             f"{_listed(problems)}. Build the model with the settings that the checkpoint's run used"
         )
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:  # a table found that its parts contradict each other
-        raise CheckpointError(f"the checkpoint contradicts itself: {error}") from error
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

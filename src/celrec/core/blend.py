@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from celrec.core.codes import MAX_BLEND, quantize, unpack
+from celrec.core.codes import MAX_BLEND, cluster_sizes, quantize, unpack
 from celrec.core.reassign import ReassignRule, proposal_losses
 from celrec.core.recording import SampleLoss
-from celrec.core.statistics import bytes_per_entity, collect_statistics
+from celrec.core.statistics import StatisticsPass, bytes_per_entity, collect_statistics
 from celrec.errors import check_count, check_number
 
 _MIX_STEPS = 200  # the distance falls like 1 / steps; four bits see no more
@@ -45,6 +45,16 @@ class CodePlan:
     entities: Tensor
     clusters: Tensor
     levels: Tensor
+
+    @staticmethod
+    def shared(entities: Tensor, clusters: Tensor, weights: Tensor) -> CodePlan:
+        """One code, of clusters (m,) and weights (m,), for all of some entities."""
+        num_entities = entities.numel()
+        return CodePlan(
+            entities,
+            clusters.expand(num_entities, -1),
+            quantize(weights).expand(num_entities, -1),
+        )
 
     @staticmethod
     def joined(plans: list[CodePlan]) -> CodePlan:
@@ -100,41 +110,35 @@ class BlendRule:
 def plan_codes(
     table: ClusteredTable,
     loss: SampleLoss,
+    found: StatisticsPass,
     entities: Tensor,
     blend_size: int,
     *,
     rule: BlendRule,
     reassign_rule: ReassignRule,
     max_bytes: int,
-) -> tuple[CodePlan, Tensor]:
+) -> CodePlan:
     """Compute the codes of entities anew, from the table's prior and exactly the samples given.
 
     loss : the samples, which may look up other entities as well
+    found : a pass over the same samples; of its statistics none is needed
     entities : int64 (E,) ascending
     blend_size : m >= 1; no more clusters than are live are mixed
     reassign_rule : the weight of the prior, and how candidates are found where there are many
     max_bytes : larger sets of entities are processed in blocks
-    returns : the plan, and how many samples each entity has, int64 (E,)
-    cost : a pass over the samples, and one per block, each sample evaluated once per candidate.
-        Where samples look up several entities of the table, losses are estimates to second order.
+    cost : a pass over the samples per block, each sample evaluated once per candidate. Where
+        samples look up several entities of the table, losses are estimates to second order.
     """
     live = table.live_clusters()
     penalties = reassign_rule.penalties(table.prior_sizes[live])  # (K,)
     penalty_of = penalties.new_zeros(table.max_clusters).index_copy_(0, live, penalties)
-    found = collect_statistics(table, loss, entities[:0])
     blend_size = min(check_count("m", blend_size, at_least=1, at_most=MAX_BLEND), live.numel())
     loss.rows_have_changed()  # below every entity is in one cluster alone
     count = found.count[entities]
     unseen = entities[count == 0]
     rows = table.weight.detach()[live].to(penalties.dtype)
     nearest, weights = nearest_blend(rows, torch.softmax(-penalties, 0) @ rows, blend_size)
-    plans = [
-        CodePlan(
-            unseen,
-            live[nearest].expand(unseen.numel(), -1),
-            quantize(weights).expand(unseen.numel(), -1),
-        )
-    ]
+    plans = [CodePlan.shared(unseen, live[nearest], weights)]
     num_columns = live.numel()
     if rule.num_candidates is not None:
         num_columns = min(num_columns, max(rule.num_candidates, blend_size))
@@ -152,7 +156,7 @@ def plan_codes(
             losses = proposal_losses(table, loss, block, clusters)[:, 1:]
         priors = penalty_of[clusters]
         plans.append(rule.plan(block, clusters, losses + priors, blend_size))
-    return CodePlan.joined(plans), count
+    return CodePlan.joined(plans)
 
 
 def nearest_blend(rows: Tensor, target: Tensor, blend_size: int) -> tuple[Tensor, Tensor]:
@@ -210,5 +214,4 @@ def members_with_data(table: ClusteredTable, count: Tensor) -> Tensor:
 
     count : int64 (N,)   samples of every entity
     """
-    clusters = unpack(table.cluster_of)[count > 0]
-    return torch.bincount(clusters, minlength=table.max_clusters)
+    return cluster_sizes(unpack(table.cluster_of)[count > 0], table.max_clusters)

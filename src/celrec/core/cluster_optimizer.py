@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from celrec.core.blend import BlendRule, members_with_data, plan_codes
 from celrec.core.codes import MAX_BLEND, cluster_sizes, unpack
 from celrec.core.description_length import paying_splits, paying_splits_together
-from celrec.core.embedding import ClusteredTable
+from celrec.core.embedding import ClusteredTable, codes_kept_on_error
 from celrec.core.encode import Budget, choose_personal, commit_vectors, statistics_of
 from celrec.core.events import (
     CodeEvent,
@@ -216,11 +216,11 @@ class ClusterOptimizer:
                 loss.look_at(name, self.sample_of.get(name))
                 table.harden()
                 loss.rows_have_changed()
-                count = collect_statistics(table, loss, _NO_ENTITIES).count
-                table.prior_sizes = members_with_data(table, count)
-                entities = torch.arange(table.num_embeddings, device=count.device)
+                found = collect_statistics(table, loss, _NO_ENTITIES)
+                table.prior_sizes = members_with_data(table, found.count)
+                entities = torch.arange(table.num_embeddings, device=found.count.device)
                 if m > 1:
-                    events.append(self._code(name, loss, entities, m))
+                    events.append(self._code(name, loss, found, entities, m))
         return events
 
     def personalize(
@@ -242,7 +242,7 @@ class ClusterOptimizer:
         raises : LossError, SampleError; codes and vectors are then as before, other parameters may
             have been trained
         """
-        with self._codes_kept_on_error():
+        with codes_kept_on_error(self.tables.values()):
             return self._personalize(batches, None, rule, after_pass)
 
     def encode(
@@ -261,7 +261,7 @@ class ClusterOptimizer:
             vectors are then as before, other parameters may have been trained
         """
         check_number("bytes_per_entity", bytes_per_entity, above=0)
-        with self._codes_kept_on_error():
+        with codes_kept_on_error(self.tables.values()):
             return self._encode(batches, bytes_per_entity, rule, after_pass)
 
     def _encode(
@@ -342,13 +342,22 @@ class ClusterOptimizer:
             raise ArgumentError("entities names some entity twice; give each once")
         with self._samples(batches) as loss:
             loss.look_at(table, self.sample_of.get(table))
-            return self._code(table, loss, ids.long(), chosen.blend_size)
+            found = collect_statistics(chosen, loss, _NO_ENTITIES)
+            return self._code(table, loss, found, ids.long(), chosen.blend_size)
 
-    def _code(self, name: str, loss: SampleLoss, entities: Tensor, blend_size: int) -> CodeEvent:
+    def _code(
+        self,
+        name: str,
+        loss: SampleLoss,
+        found: StatisticsPass,
+        entities: Tensor,
+        blend_size: int,
+    ) -> CodeEvent:
         table = self.tables[name]
-        plan, count = plan_codes(
+        plan = plan_codes(
             table,
             loss,
+            found,
             entities,
             blend_size,
             rule=self.blend_rule,
@@ -357,21 +366,10 @@ class ClusterOptimizer:
         )
         table.commit_codes(plan)
         loss.rows_have_changed()
+        num_without_data = int((found.count[entities] == 0).sum())
         return CodeEvent(
-            name, self.num_rounds, plan.entities, plan.clusters.shape[1], int((count == 0).sum())
+            name, self.num_rounds, plan.entities, plan.clusters.shape[1], num_without_data
         )
-
-    @contextmanager
-    def _codes_kept_on_error(self) -> Iterator[None]:
-        """Put codes and personal vectors back as they were if anything fails."""
-        before = {table: dict(table.named_buffers(recurse=False)) for table in self.tables.values()}
-        try:
-            yield
-        except BaseException:
-            for table, buffers in before.items():
-                for name, buffer in buffers.items():
-                    setattr(table, name, buffer)
-            raise
 
     @contextmanager
     def _samples(self, batches: Iterable[Any]) -> Iterator[SampleLoss]:

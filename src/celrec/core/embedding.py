@@ -21,7 +21,8 @@ number gives the coarser clustering of that moment.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
@@ -608,6 +609,22 @@ class ClusteredTable(nn.Module):
                 f"{prefix}codes points at a cluster that {prefix}born_at says is asleep: "
                 "the two were not saved at the same moment"
             )
+
+
+@contextmanager
+def codes_kept_on_error(tables: Iterable[ClusteredTable]) -> Iterator[None]:
+    """Put back the codes and personal vectors that a block has replaced, if it fails.
+
+    Not what it has changed in place: rows, and codes of the same size.
+    """
+    before = {table: dict(table.named_buffers(recurse=False)) for table in tables}
+    try:
+        yield
+    except BaseException:
+        for table, buffers in before.items():
+            for name, buffer in buffers.items():
+                setattr(table, name, buffer)
+        raise
 
 
 class ClusteredEmbedding(ClusteredTable):

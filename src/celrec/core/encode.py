@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from celrec.core.blend import CodePlan, nearest_blend
-from celrec.core.codes import code_bytes, code_dtype, quantize
+from celrec.core.codes import code_bytes, code_dtype
 from celrec.core.embedding import ClusteredTable
 from celrec.core.offsets import offset_bytes
 from celrec.core.personal import PersonalPlan, Posterior, expected_gains
-from celrec.core.recording import SampleLoss
+from celrec.core.recording import SampleLoss, SampleOf
 from celrec.core.statistics import StatisticsPass, collect_statistics
 from celrec.errors import ArgumentError
 
@@ -142,13 +142,7 @@ def commit_vectors(posterior: Posterior, count: Tensor) -> PersonalPlan:
         clusters, weights = nearest_blend(
             table.weight[live].to(target.dtype), target.mean(0), table.blend_size
         )
-        table.commit_codes(
-            CodePlan(
-                unseen,
-                live[clusters].expand(unseen.numel(), -1),
-                quantize(weights).expand(unseen.numel(), -1),
-            )
-        )
+        table.commit_codes(CodePlan.shared(unseen, live[clusters], weights))
     offsets = posterior.mean - table.look_up(posterior.entities)
     plan = PersonalPlan(posterior.entities, offsets)
     table.commit_personal(plan)
@@ -186,11 +180,11 @@ def _index_bytes(table: ClusteredTable) -> int:
 
 
 def statistics_of(
-    tables: Mapping[str, ClusteredTable], loss: SampleLoss, sample_of: Mapping[str, object]
+    tables: Mapping[str, ClusteredTable], loss: SampleLoss, sample_of: Mapping[str, SampleOf]
 ) -> dict[str, StatisticsPass]:
     """One pass per table at its present vectors."""
     found = {}
     for name, table in tables.items():
-        loss.look_at(name, sample_of.get(name))  # type: ignore[arg-type]
+        loss.look_at(name, sample_of.get(name))
         found[name] = collect_statistics(table, loss)
     return found

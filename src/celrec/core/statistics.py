@@ -12,12 +12,12 @@ out, how the coordinates of a gradient vary together, is kept once for the whole
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from celrec.core.recording import GradientProbe, LookUp, SampleLoss, attached
+from celrec.core.recording import GradientProbe, LookUp, SampleLoss, SamplePass, attached
 from celrec.errors import LossError
 
 if TYPE_CHECKING:
@@ -102,12 +102,9 @@ def collect_statistics(
     probe = GradientProbe(loss.sample_of)
     with attached(table, probe), torch.enable_grad(), loss.new_pass() as samples:
         for batch in samples:
-            losses = samples.losses(batch)
-            if not probe.look_ups:
+            pairs = _pairs_of_batch(table, probe, samples, batch)
+            if pairs is None:
                 continue
-            vectors = [look_up.vectors for look_up in probe.look_ups]
-            gradients = torch.autograd.grad(losses.sum(), vectors, allow_unused=True)
-            pairs = sample_entity_pairs(table, probe.take(), gradients, len(losses))
             is_interacting |= pairs.is_interacting
             samples.count_entities(pairs.entities)
             count.index_add_(0, pairs.entities, torch.ones_like(pairs.entities))
@@ -151,12 +148,9 @@ def collect_cluster_fisher(table: ClusteredTable, loss: SampleLoss) -> ClusterFi
     probe = GradientProbe(loss.sample_of)
     with attached(table, probe), torch.enable_grad(), loss.new_pass() as samples:
         for batch in samples:
-            losses = samples.losses(batch)
-            if not probe.look_ups:
+            pairs = _pairs_of_batch(table, probe, samples, batch)
+            if pairs is None:
                 continue
-            vectors = [look_up.vectors for look_up in probe.look_ups]
-            gradients = torch.autograd.grad(losses.sum(), vectors, allow_unused=True)
-            pairs = sample_entity_pairs(table, probe.take(), gradients, len(losses))
             cluster = clusters[pairs.entities]
             order = cluster.argsort(stable=True)
             present, sizes = cluster.unique(return_counts=True)
@@ -189,6 +183,18 @@ class _Pairs:
     entities: Tensor
     gradients: Tensor
     is_interacting: bool
+
+
+def _pairs_of_batch(
+    table: ClusteredTable, probe: GradientProbe, samples: SamplePass, batch: Any
+) -> _Pairs | None:
+    """Take the gradients of a batch's look-ups; None where it does not look the table up."""
+    losses = samples.losses(batch)
+    if not probe.look_ups:
+        return None
+    vectors = [look_up.vectors for look_up in probe.look_ups]
+    gradients = torch.autograd.grad(losses.sum(), vectors, allow_unused=True)
+    return sample_entity_pairs(table, probe.take(), gradients, len(losses))
 
 
 def sample_entity_pairs(
