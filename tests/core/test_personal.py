@@ -306,7 +306,8 @@ def test_a_full_step_on_one_batch_finds_the_mean_of_the_posterior() -> None:
     entities = torch.tensor([2, 2, 3, 2, 2, 2, 2])
     axes = torch.linalg.inv(posterior.spread.basis)
     features = axes[[0, 0, 1, 1, 2, 2, 1]] * torch.rand(7, 1, generator=generator) * 3
-    start, centre, prior = posterior.mean.clone(), posterior.centre, posterior.precision
+    start, prior = posterior.mean.clone(), posterior.precision
+    centre = posterior.prior_mean[0]
     labels = (features * start[entities - 2]).sum(1) + torch.tensor([1.0, -1, 1, 1, -1, 1, -1])
     gradients = features * ((features * start[entities - 2]).sum(1) - labels).unsqueeze(1)
     posterior.is_moving = False
@@ -328,10 +329,10 @@ def test_the_prior_pulls_once_in_a_pass_however_it_is_cut() -> None:
         posterior = a_posterior([8, 1])
         posterior.spread.renew(posterior.precision, 0.0)
         posterior.rate = 1e-3
-        apart = posterior.mean - posterior.centre
+        apart = posterior.mean - posterior.prior_mean
         for batch in batches:
             posterior.learn(batch, torch.zeros(len(batch), 3))
-        left = posterior.mean - posterior.centre
+        left = posterior.mean - posterior.prior_mean
         torch.testing.assert_close(left, (1 - 1e-3) * apart, rtol=1e-5, atol=1e-6)
 
 

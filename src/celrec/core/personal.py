@@ -4,20 +4,21 @@ Where memory allows, x_e = blend_e + o_e. A vector of its own must be learned fr
 of one entity; how far they may pull it decides whether it helps. Here nobody sets that. The vectors
 of a table have a normal prior, fitted to all of them, and every entity has a normal posterior:
 
-    x_e ~ N(c, P^-1)              q(x_e) = N(mu_e, S_e),   S_e = (P + F_e)^-1
+    x_e ~ N(m_e, P^-1)            q(x_e) = N(mu_e, S_e),   S_e = (P + F_e)^-1
 
 F_e is the entity's empirical Fisher information, sum_j g_j g_j^T over its samples, with losses in
 nats. Training looks up a draw from q, one per entity and batch, so that each vector is learned
 against the uncertainty of all others, and takes natural-gradient steps
 
-    mu_e  <-  mu_e - rate * S_e ( sum_j g_j + P (mu_e - c) )
+    mu_e  <-  mu_e - rate * S_e ( sum_j g_j + P (mu_e - m_e) )
 
-After each pass c and P are set to the best given all posteriors (empirical Bayes):
+After each pass the prior is set to the best given all posteriors (empirical Bayes):
 
-    c = mean_e mu_e               P^-1 = mean_e [ (mu_e - c)(mu_e - c)^T + S_e ]
+    m_e = c + W f_e               P^-1 = mean_e [ (mu_e - m_e)(mu_e - m_e)^T + S_e ]
 
-An entity with much data goes its own way; one with little stays near c, save in the directions in
-which the others' vectors differ most. Prediction uses mu_e alone. In the paper (Chen et al. 2023,
+where f_e is the company that the entity keeps (company.py). An entity with much data goes its own
+way; one with little stays near m_e, save in the directions in which the others' vectors differ
+most. Prediction uses mu_e alone. In the paper (Chen et al. 2023,
 section 3.4) one constant pulls every offset to its centre; docs/results/codes.md says
 what either gives.
 
@@ -37,8 +38,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from celrec.core.company import Company, expected_vectors
 from celrec.core.recording import PerSampleLoss, PosteriorProbe, SampleLoss, SampleOf, attached
-from celrec.core.statistics import EntityStatistics, sample_entity_pairs
+from celrec.core.statistics import EntityStatistics, SampleEntityPairs, sample_entity_pairs
 from celrec.errors import LossError, check_count, check_number
 
 if TYPE_CHECKING:
@@ -178,28 +180,30 @@ class Posterior:
         self.slot_of[entities] = torch.arange(entities.numel(), device=entities.device)
         dtype = torch.promote_types(table.weight.dtype, torch.float32)
         self.mean = table.look_up(entities).detach().to(dtype)  # (P, D)
-        self.centre = self.mean.mean(0)  # (D,)
-        apart = self.mean - self.centre
+        self.prior_mean = self.mean.mean(0).expand_as(self.mean)  # (P, D), m_e
+        apart = self.mean - self.prior_mean
         widest = torch.linalg.eigvalsh(apart.T @ apart / len(apart))[-1]
-        smallest = torch.finfo(dtype).eps * (1 + self.centre.square().mean())
+        smallest = torch.finfo(dtype).eps * (1 + self.prior_mean.square().mean())
         variance = (rule.looseness * widest).clamp_min(smallest)
-        self.precision = torch.eye(len(self.centre)).to(self.mean) / variance  # (D, D)
+        self.precision = torch.eye(self.width).to(self.mean) / variance  # (D, D)
         self.spread = Spread(len(self.mean), self.precision)
+        self.company = Company(len(self.mean), 0, self.mean)
         self.is_noisy = False
         self.is_moving = False
         self.rate = 0.0
 
+    @property
+    def width(self) -> int:
+        return self.mean.shape[1]
+
     def draw(self, ids: Tensor, generator: torch.Generator) -> Tensor:
         """Vectors of entities, ids (L,): (L, D). One without a posterior has the table's own."""
         entities, inverse = ids.unique(return_inverse=True)
-        slots = self.slot_of[entities]
-        vectors = self.table.look_up(entities).detach().to(self.mean.dtype)
-        has_own = slots >= 0
-        slots = slots[has_own]
-        own = self.mean[slots]
+        vectors = self.means_of(entities)
         if self.is_noisy:
-            own = own + self.spread.noise(slots, generator)
-        vectors[has_own] = own
+            slots = self.slot_of[entities]
+            has_own = slots >= 0
+            vectors[has_own] += self.spread.noise(slots[has_own], generator)
         return vectors[inverse].to(self.table.weight.dtype)
 
     def learn(self, entities: Tensor, gradients: Tensor) -> None:
@@ -218,18 +222,37 @@ class Posterior:
         total.index_add_(0, inverse, gradients)
         mean = self.mean[slots]
         share = (times / self.count[slots]).unsqueeze(1)  # of the prior: a pass adds up to one
-        total += share * ((mean - self.centre) @ self.precision)
+        total += share * ((mean - self.prior_mean[slots]) @ self.precision)
         step = self.spread.times(slots, total)
         length = ((step @ self.precision) * step).mean(1, keepdim=True).clamp_min(0).sqrt()
         step *= (self.rule.max_step / length.clamp_min(1e-12)).clamp_max(1)
         self.mean[slots] = mean - self.rate * step
 
+    def expect_company(self, width: int) -> None:
+        """Begin to observe company, of vectors of this width."""
+        self.company = Company(len(self.mean), width, self.mean)
+
+    def meet(self, entities: Tensor, company: Tensor) -> None:
+        """Count what samples look up beside entities, (L,): vectors (L, Q)."""
+        slots = self.slot_of[entities]
+        has_own = slots >= 0
+        self.company.observe(slots[has_own], company[has_own].to(self.mean.dtype))
+
+    def means_of(self, entities: Tensor) -> Tensor:
+        """The expected vectors of entities, (L,): (L, D), detached."""
+        means = self.table.look_up(entities).detach().to(self.mean.dtype)
+        slots = self.slot_of[entities]
+        has_own = slots >= 0
+        means[has_own] = self.mean[slots[has_own]]
+        return means
+
     def end_pass(self, *, memory: float, refit_prior: bool) -> None:
         """Take over the Fisher information of a pass, and set the prior anew."""
         self.spread.renew(self.precision, memory)
-        self.centre = self.mean.mean(0)
+        self.prior_mean = self.mean.mean(0).expand_as(self.mean)
         if refit_prior:
-            apart = (self.mean - self.centre).double()
+            self.prior_mean = expected_vectors(self.mean, self.company.features())
+            apart = (self.mean - self.prior_mean).double()
             uncertain = self.spread.total().double() / len(apart)
             variance = apart.T @ apart / len(apart) + uncertain
             power = self.rule.acceleration
@@ -267,6 +290,9 @@ class PersonalFit:
         groups = [] if optimizer is None else optimizer.param_groups
         held = {id(parameter) for group in groups for parameter in group["params"]}
         self.parameters = [parameter for parameter in parameters if id(parameter) in held]
+        # By table, those that every sample looks up with the same ids: itself, and others that hold
+        # the same entities once more, as a model with two tables of users has them. No company.
+        self.twins = {name: set(posteriors) for name in posteriors}
 
     def run(self, batches: Iterable[Any], after_pass: Callable[[float], None]) -> None:
         """Make all passes.
@@ -309,11 +335,19 @@ class PersonalFit:
             for name, posterior in self.posteriors.items():
                 posterior.rate, posterior.is_moving = rate, rate > 0
                 posterior.is_noisy = is_noisy
+                if refit_prior:
+                    posterior.expect_company(
+                        sum(self.posteriors[other].width for other in self._company_of(name))
+                    )
                 probes[name] = PosteriorProbe(posterior, self.generator, self.sample_of.get(name))
                 stack.enter_context(attached(posterior.table, probes[name]))
             samples = stack.enter_context(loss.new_pass())
             for batch in samples:
-                self._learn(batch, samples, probes, trains_others=rate > 0)
+                pairs = self._learn(batch, samples, probes, trains_others=rate > 0)
+                if refit_prior:
+                    self._meet(pairs)
+                elif rate == 0:
+                    self._tell_twins(pairs)
         for name, posterior in self.posteriors.items():
             try:
                 posterior.end_pass(memory=memory, refit_prior=refit_prior)
@@ -335,20 +369,20 @@ class PersonalFit:
         probes: Mapping[str, PosteriorProbe],
         *,
         trains_others: bool,
-    ) -> None:
+    ) -> dict[str, SampleEntityPairs]:
         with torch.enable_grad():
             losses = samples.losses(batch)
             look_ups = {name: probe.take() for name, probe in probes.items()}
             vectors = [one.vectors for some in look_ups.values() for one in some]
             others = self.parameters if trains_others else []
             gradients = torch.autograd.grad(losses.sum(), [*vectors, *others], allow_unused=True)
-        start = 0
+        start, pairs = 0, {}
         for name, some in look_ups.items():
             if some:
                 posterior = self.posteriors[name]
                 of_table = gradients[start : start + len(some)]
-                pairs = sample_entity_pairs(posterior.table, some, of_table, len(losses))
-                posterior.learn(pairs.entities, pairs.gradients)
+                pairs[name] = sample_entity_pairs(posterior.table, some, of_table, len(losses))
+                posterior.learn(pairs[name].entities, pairs[name].gradients)
                 start += len(some)
         if others:
             assert self.optimizer is not None
@@ -356,6 +390,32 @@ class PersonalFit:
                 parameter.grad = None if gradient is None else gradient / len(losses)
             self.optimizer.step()
             self.optimizer.zero_grad()
+        return pairs
+
+    def _company_of(self, name: str) -> list[str]:
+        return [other for other in self.posteriors if other not in self.twins[name]]
+
+    def _tell_twins(self, pairs: Mapping[str, SampleEntityPairs]) -> None:
+        """Take tables apart that a batch looks up with different ids."""
+        for name, of_name in pairs.items():
+            for other, of_other in pairs.items():
+                if not torch.equal(of_name.entities, of_other.entities):
+                    self.twins[name].discard(other)
+
+    def _meet(self, pairs: Mapping[str, SampleEntityPairs]) -> None:
+        """Tell each entity of a batch what its samples look up in the other tables."""
+        num_samples = 1 + max((int(one.samples.max()) for one in pairs.values()), default=-1)
+        looked_up = {}
+        for name, posterior in self.posteriors.items():
+            looked_up[name] = posterior.mean.new_zeros(num_samples, posterior.width)
+            if name in pairs:
+                vectors = posterior.means_of(pairs[name].entities)
+                looked_up[name].index_add_(0, pairs[name].samples, vectors)
+        for name, one in pairs.items():
+            others = [looked_up[other] for other in self._company_of(name)]
+            if others:
+                company = torch.cat(others, 1)[one.samples]
+                self.posteriors[name].meet(one.entities, company)
 
 
 def expected_gains(statistics: EntityStatistics, variance: Tensor) -> Tensor:

@@ -174,12 +174,14 @@ class ClusterFisher:
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class SampleEntityPairs:
     """Each pair of a sample and an entity that it looks up, once.
 
-    entities : (P,)        gradients : (P, D), summed over the look-ups of the pair
+    samples, entities : int64 (P,)
+    gradients : (P, D), summed over the look-ups of the pair
     """
 
+    samples: Tensor
     entities: Tensor
     gradients: Tensor
     is_interacting: bool
@@ -187,7 +189,7 @@ class _Pairs:
 
 def _pairs_of_batch(
     table: ClusteredTable, probe: GradientProbe, samples: SamplePass, batch: Any
-) -> _Pairs | None:
+) -> SampleEntityPairs | None:
     """Take the gradients of a batch's look-ups; None where it does not look the table up."""
     losses = samples.losses(batch)
     if not probe.look_ups:
@@ -202,7 +204,8 @@ def sample_entity_pairs(
     look_ups: list[LookUp],
     gradients: tuple[Tensor | None, ...],
     num_samples: int,
-) -> _Pairs:
+) -> SampleEntityPairs:
+    """Sum gradients of look-ups, (*, D) each, over those of one entity by one sample."""
     ids, samples, sums = [], [], []
     for look_up, gradient in zip(look_ups, gradients, strict=True):
         look_up.check_samples(num_samples)
@@ -214,14 +217,17 @@ def sample_entity_pairs(
         samples.append(look_up.samples if keep is None else look_up.samples[keep])
         sums.append(gradient if keep is None else gradient[keep])
     if len(look_ups) == 1 and look_ups[0].is_one_per_sample:
-        return _Pairs(ids[0].long(), sums[0], is_interacting=False)
+        return SampleEntityPairs(samples[0], ids[0].long(), sums[0], is_interacting=False)
     key = torch.cat(samples) * table.num_embeddings + torch.cat(ids)
     pair, inverse = key.unique(return_inverse=True)
     summed = torch.zeros(pair.numel(), table.embedding_dim, dtype=sums[0].dtype, device=key.device)
     summed.index_add_(0, inverse, torch.cat(sums))
-    num_seen_samples = (pair // table.num_embeddings).unique().numel()
-    return _Pairs(
-        pair % table.num_embeddings, summed, is_interacting=num_seen_samples < pair.numel()
+    sample = pair // table.num_embeddings
+    return SampleEntityPairs(
+        sample,
+        pair % table.num_embeddings,
+        summed,
+        is_interacting=sample.unique().numel() < pair.numel(),
     )
 
 
