@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from celrec import ClusteredEmbedding, ClusterOptimizer, memory_report
 from celrec.checkpoint import load_arrays, load_frozen, save_frozen
 from celrec.core.encode import BLEND_SIZE, Budget, choose_personal, nearest_rows
+from celrec.core.offsets import offset_bytes
 from celrec.core.personal import PersonalRule
 from celrec.core.statistics import EntityStatistics, StatisticsPass
 from celrec.errors import ArgumentError, LossError
@@ -79,7 +80,7 @@ def test_codes_never_take_more_than_the_budget(base: Any, bytes_per_entity: floa
 
 def test_more_bytes_never_give_fewer_personal_vectors(base: Any) -> None:
     found = []
-    for extra in (0, 1.9, 2, 3.9, 4, 5, 6.4, 7, 8, 10, 11, 20):
+    for extra in (0, 1.9, 2, 3.9, 4, 5, 6.4, 6.6, 6.8, 6.9, 7, 8, 10, 11, 20):
         model = encoded(base, LEAST + extra)
         found.append(num_personal(model))
     assert found == sorted(found)
@@ -131,13 +132,26 @@ def test_a_budget_is_spent_to_the_byte_and_never_beyond(
     if budget.vector_bytes is None:
         id_bytes = tables["one"].codes.element_size()
         index_bytes = 1 if num_entities < 256 else 2
-        assert hard + num_entities * (width + 2 + index_bytes) <= total + 1e-6
+        line_bytes = offset_bytes(width, budget.bits) + index_bytes
+        assert hard + num_entities * line_bytes <= total + 1e-6
         # as long as nobody has data, blends stay
         blend = min(BLEND_SIZE, num_rows)
         code_bytes = blend * id_bytes + (0 if blend == 1 else -(-blend // 2))
         assert hard + num_entities * (code_bytes - id_bytes) <= total + 1e-6
     else:
         assert 0 <= budget.vector_bytes <= total - hard + 1e-6
+        assert budget.bits == 4
+
+
+def test_more_bytes_buy_vectors_for_everyone_and_then_finer_ones() -> None:
+    tables = {"one": ClusteredEmbedding.from_pretrained(torch.randn(8, 32), torch.arange(400) % 8)}
+    hard = tables["one"].memory().total_bytes / 400
+    found = [Budget.of(tables, hard + extra) for extra in (0, 5, 19.99, 20, 35.99, 36)]
+    assert [(one.vector_bytes is None, one.bits) for one in found] == [
+        *[(False, 4)] * 3,
+        *[(True, 4)] * 2,
+        (True, 8),
+    ]
 
 
 def test_a_table_of_one_number_each_keeps_to_the_budget_without_data() -> None:
@@ -234,7 +248,7 @@ def test_a_row_that_nobody_mixes_stays_where_it_is() -> None:
 
 # --- keeping and counting ------------------------------------------------------------------------
 
-BUDGETS = [LEAST, LEAST + 2, LEAST + 9, 1000.0]
+BUDGETS = [LEAST, LEAST + 2, LEAST + 6.8, 1000.0]
 
 
 @pytest.mark.parametrize("bytes_per_entity", BUDGETS)
@@ -269,7 +283,7 @@ def test_state_loads_into_a_model_of_any_other_budget(base: Any) -> None:
 def test_encoding_again_depends_on_rows_and_clusters_alone(base: Any) -> None:
     """What was personal before is dropped, and the budget is kept."""
     batches, model, clusters = clusters_of(base)
-    for budget in (1000.0, LEAST + 9, LEAST, LEAST + 9):
+    for budget in (1000.0, LEAST + 6.8, LEAST, LEAST + 6.8):
         clusters.encode(batches, budget, rule=SHORT)
         assert memory_report(model).total_bytes <= budget * NUM_ENTITIES
     assert 0 < num_personal(model) < NUM_USERS + NUM_ITEMS
@@ -277,7 +291,7 @@ def test_encoding_again_depends_on_rows_and_clusters_alone(base: Any) -> None:
 
 def test_a_round_after_encoding_hardens(base: Any) -> None:
     batches, model, clusters = clusters_of(base)
-    clusters.encode(batches, LEAST + 9, rule=SHORT)
+    clusters.encode(batches, LEAST + 6.8, rule=SHORT)
     assert num_personal(model)
     clusters.round(batches)
     assert num_personal(model) == 0

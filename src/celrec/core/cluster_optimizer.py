@@ -243,7 +243,7 @@ class ClusterOptimizer:
             have been trained
         """
         with codes_kept_on_error(self.tables.values()):
-            return self._personalize(batches, None, rule, after_pass)
+            return self._personalize(batches, None, rule or PersonalRule(), after_pass)
 
     def encode(
         self,
@@ -275,21 +275,21 @@ class ClusterOptimizer:
             table.harden()
         budget = Budget.of(self.tables, bytes_per_entity)
         events = self.blend(batches, budget.blend_size)
+        rule = replace(rule or PersonalRule(), bits=budget.bits)
         return events + self._personalize(batches, budget.vector_bytes, rule, after_pass)
 
     def _personalize(
         self,
         batches: Iterable[Any],
         vector_bytes: int | None,
-        rule: PersonalRule | None,
+        rule: PersonalRule,
         after_pass: Callable[[float], None] | None,
     ) -> list[Event]:
-        rule = rule or PersonalRule()
         with self._samples(batches) as loss:
             for table in self.tables.values():
                 table.drop_personal()
             found = statistics_of(self.tables, loss, self.sample_of)
-            chosen = choose_personal(self.tables, found, vector_bytes)
+            chosen = choose_personal(self.tables, found, vector_bytes, rule.bits)
             posteriors = {
                 name: Posterior(
                     table,

@@ -78,10 +78,7 @@ def pack_weights(levels: Tensor) -> Tensor:
     num_entities, blend_size = levels.shape
     if blend_size == 1:
         return levels.new_empty(num_entities, 0, dtype=torch.uint8)
-    levels = levels.to(torch.uint8)
-    if blend_size % 2:
-        levels = torch.cat([levels, torch.zeros_like(levels[:, :1])], 1)
-    return levels[:, 0::2] | (levels[:, 1::2] << 4)
+    return pack_pairs(levels)
 
 
 def unpack_weights(packed: Tensor, blend_size: int) -> Tensor:
@@ -95,9 +92,28 @@ def unpack_weights(packed: Tensor, blend_size: int) -> Tensor:
     """
     if blend_size == 1:
         return torch.ones(packed.shape[0], 1, device=packed.device)
-    levels = torch.stack([packed & 15, packed >> 4], -1).flatten(1)
-    levels = levels[:, :blend_size].float()
+    levels = unpack_pairs(packed, blend_size).float()
     return levels / levels.sum(1, keepdim=True)
+
+
+def pack_pairs(numbers: Tensor) -> Tensor:
+    """Put numbers of four bits two to a byte, the first in the low bits.
+
+    numbers : integers (L, C) in 0..15
+    returns : uint8 (L, ceil(C / 2))
+    """
+    numbers = numbers.to(torch.uint8)
+    if numbers.shape[1] % 2:
+        numbers = torch.cat([numbers, torch.zeros_like(numbers[:, :1])], 1)
+    return numbers[:, 0::2] | (numbers[:, 1::2] << 4)
+
+
+def unpack_pairs(packed: Tensor, count: int) -> Tensor:
+    """Take numbers apart that `pack_pairs` put together, uint8 (L, C).
+
+    packed : uint8 (L, ceil(C / 2))      count : C
+    """
+    return torch.stack([packed & 15, packed >> 4], -1).flatten(1)[:, :count]
 
 
 def take_lines(lines: Tensor, ids: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from celrec.core.codes import (
     unpack_weights,
 )
 from celrec.core.memory import TableMemory
-from celrec.core.offsets import offsets_of, quantize_offsets
+from celrec.core.offsets import are_offsets, offsets_of, quantize_offsets
 from celrec.core.vector_clusters import cluster_vectors
 from celrec.errors import ArgumentError, DtypeError, EntityIdError, check_count
 
@@ -366,6 +366,7 @@ class ClusteredTable(nn.Module):
         return offsets_of(
             self.personal_levels.index_select(0, lines),
             self.personal_scale.index_select(0, lines),
+            self.embedding_dim,
             self.weight.dtype,
         )
 
@@ -457,7 +458,7 @@ class ClusteredTable(nn.Module):
         if not len(plan.entities):
             self.drop_personal()
             return
-        levels, scale = quantize_offsets(plan.offsets)
+        levels, scale = quantize_offsets(plan.offsets, plan.bits)
         lines = torch.arange(len(plan.entities), device=levels.device)
         if len(plan.entities) == self.num_embeddings:
             self.personal_of = lines[:0].to(torch.uint8)  # every line is its entity's
@@ -467,8 +468,8 @@ class ClusteredTable(nn.Module):
         line_of = lines.new_full((self.num_embeddings,), nobody)
         line_of[plan.entities] = lines
         self.personal_of = pack(line_of, code_dtype(nobody + 1))
-        self.personal_levels = torch.cat([levels, torch.zeros_like(levels[:1])])
-        self.personal_scale = torch.cat([scale, scale.new_zeros(1)])
+        self.personal_levels = torch.cat([levels, levels[:1]])
+        self.personal_scale = torch.cat([scale, scale.new_zeros(1)])  # whatever the levels: zero
 
     def drop_personal(self) -> None:
         """Leave every entity to its code."""
@@ -571,7 +572,7 @@ class ClusteredTable(nn.Module):
             isinstance(levels, Tensor)
             and isinstance(scale, Tensor)
             and isinstance(line_of, Tensor)
-            and levels.shape == (scale.numel(), self.embedding_dim)
+            and are_offsets(levels, scale, self.embedding_dim)
             and line_of.numel() in (0, self.num_embeddings)
             and line_of.dtype in (torch.uint8, torch.int16, torch.int32)
         ):

@@ -1,9 +1,10 @@
 """From clusters to codes under a byte budget: blends for all, personal vectors for some.
 
 `Budget` says what the bytes are spent on. The first go to blends, for four clusters in place of one
-are worth more than anything else (six bytes an entity); what is left goes to personal vectors, in
-the order of what each is expected to gain. Where every entity with data gets a vector of its own,
-blends are given back: docs/results/codes.md has the figures.
+are worth more than anything else (six bytes an entity); what is left goes to personal vectors of
+four bits a number, in the order of what each is expected to gain. Where every entity with data gets
+a vector of its own, blends are given back, and numbers have eight bits if that fits as well:
+docs/results/codes.md has the figures.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ class Budget:
     blend_size : m, the same for all tables
     vector_bytes : what is left for personal vectors and the index to them; None where it is enough
         for everyone, given that blends are given back
+    bits : of each number of a personal vector
     """
 
     blend_size: int
     vector_bytes: int | None
+    bits: int
 
     @staticmethod
     def of(tables: Mapping[str, ClusteredTable], bytes_per_entity: float) -> Budget:
@@ -61,22 +64,25 @@ class Budget:
             )
             return total - rows - codes
 
-        everyone = sum(
-            table.num_embeddings
-            * max(
-                offset_bytes(table.embedding_dim) + _index_bytes(table),
-                # a table without data keeps its blends
-                code_bytes_of(table, BLEND_SIZE) - code_bytes_of(table, 1),
+        def bytes_of_everyone(bits: int) -> int:
+            return sum(
+                table.num_embeddings
+                * max(
+                    offset_bytes(table.embedding_dim, bits) + _index_bytes(table),
+                    # a table without data keeps its blends
+                    code_bytes_of(table, BLEND_SIZE) - code_bytes_of(table, 1),
+                )
+                for table in tables.values()
             )
-            for table in tables.values()
-        )
-        if left_with(1) >= everyone:
-            return Budget(BLEND_SIZE, None)
+
+        for bits in (8, 4):
+            if left_with(1) >= bytes_of_everyone(bits):
+                return Budget(BLEND_SIZE, None, bits)
         if left_with(BLEND_SIZE) >= 0:
-            return Budget(BLEND_SIZE, left_with(BLEND_SIZE))
+            return Budget(BLEND_SIZE, left_with(BLEND_SIZE), 4)
         for blend_size in range(BLEND_SIZE - 1, 0, -1):
             if left_with(blend_size) >= 0:
-                return Budget(blend_size, 0)  # else more bytes could mean fewer vectors
+                return Budget(blend_size, 0, 4)  # else more bytes could mean fewer vectors
         least = math.ceil(100 * (total - left_with(1)) / num_entities) / 100
         raise ArgumentError(
             f"bytes_per_entity is {bytes_per_entity:g}, but rows and hard codes alone take "
@@ -88,11 +94,13 @@ def choose_personal(
     tables: Mapping[str, ClusteredTable],
     found: Mapping[str, StatisticsPass],
     vector_bytes: int | None,
+    bits: int = 8,
 ) -> dict[str, Tensor]:
     """Who gets a vector of its own: the largest expected gain per byte first, over all tables.
 
     found : statistics of every table at its present vectors
     vector_bytes : for offsets and the index to them; None: everyone with data gets one
+    bits : of each number of an offset
     returns : by table, int64 (P,) ascending
     """
     entities = {name: found[name].statistics.entities for name in tables}
@@ -103,7 +111,7 @@ def choose_personal(
         statistics = found[name].statistics
         vectors = table.look_up(statistics.entities).detach().float()
         variance = (vectors - vectors.mean(0)).square().mean().clamp_min(1e-12)
-        cost = offset_bytes(table.embedding_dim)
+        cost = offset_bytes(table.embedding_dim, bits)
         gains.append(expected_gains(statistics, variance.expand(table.embedding_dim)) / cost)
         costs.append(torch.full_like(statistics.entities, cost))
         owners.append(torch.full_like(statistics.entities, number))
@@ -144,7 +152,7 @@ def commit_vectors(posterior: Posterior, count: Tensor) -> PersonalPlan:
         )
         table.commit_codes(CodePlan.shared(unseen, live[clusters], weights))
     offsets = posterior.mean - table.look_up(posterior.entities)
-    plan = PersonalPlan(posterior.entities, offsets)
+    plan = PersonalPlan(posterior.entities, offsets, posterior.rule.bits)
     table.commit_personal(plan)
     return plan
 

@@ -22,7 +22,7 @@ most. Prediction uses mu_e alone. In the paper (Chen et al. 2023,
 section 3.4) one constant pulls every offset to its centre; docs/results/codes.md says
 what either gives.
 
-An offset is kept as D numbers of eight bits and one scale of sixteen.
+An offset is kept as D numbers of eight or four bits and one scale of sixteen.
 
 Source of the steps: Khan and Rue, "The Bayesian learning rule", JMLR 24 (2023), section 4.1; the
 prior's update is the EM step of a random-effects model.
@@ -39,9 +39,10 @@ import torch
 from torch import Tensor
 
 from celrec.core.company import Company, expected_vectors
+from celrec.core.offsets import LARGEST_LEVEL
 from celrec.core.recording import PerSampleLoss, PosteriorProbe, SampleLoss, SampleOf, attached
 from celrec.core.statistics import EntityStatistics, SampleEntityPairs, sample_entity_pairs
-from celrec.errors import LossError, check_count, check_number
+from celrec.errors import ArgumentError, LossError, check_count, check_number
 
 if TYPE_CHECKING:
     from celrec.core.embedding import ClusteredTable
@@ -52,10 +53,12 @@ class PersonalPlan:
     """Offsets of entities from their blends.
 
     entities : int64 (P,) ascending      offsets : float (P, D)
+    bits : 8 or 4, of each number that is kept
     """
 
     entities: Tensor
     offsets: Tensor
+    bits: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ class PersonalRule:
     memory : in [0, 1], what the Fisher information keeps of the pass before
     acceleration : >= 1, largest power to which a change of the prior is raised: EM takes small
         steps where data say little
+    bits : 8 or 4, of each number of an offset; a byte budget chooses by itself
     """
 
     epochs: int = 24
@@ -83,6 +87,7 @@ class PersonalRule:
     max_step: float = 0.5
     memory: float = 0.5
     acceleration: float = 3.0
+    bits: int = 8
 
     def __post_init__(self) -> None:
         check_count("epochs", self.epochs, at_least=1)
@@ -93,6 +98,8 @@ class PersonalRule:
         check_number("max_step", self.max_step, above=0)
         check_number("memory", self.memory, at_least=0, at_most=1)
         check_number("acceleration", self.acceleration, at_least=1)
+        if self.bits not in LARGEST_LEVEL:
+            raise ArgumentError(f"bits is {self.bits!r}; wanted 8 or 4")
 
     def rate_in(self, epoch: int) -> float:
         """The rate of an epoch, counted from 0.
