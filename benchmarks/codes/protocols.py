@@ -105,7 +105,7 @@ PROTOCOLS = {
         rows=((32, 32), (8, 8), (64, 64), (128, 128), ("auto", "auto")),
         blends=(2, 4, 8),
         budgets=(8.0, 10.0, 16.0, 24.0),
-        full=full_candidates((0.005, 0.01, 0.02, 0.04), (1e-3, 3e-3, 5e-3), (0.0,), epochs=30),
+        full=full_candidates((0.005, 0.01, 0.02, 0.04), (1e-3, 3e-3), (0.0,), epochs=30),
         seeds=(0, 1, 2),
     ),
     "ml-1m-ratings": Protocol(
@@ -119,7 +119,7 @@ PROTOCOLS = {
         blends=(2, 4, 8),
         budgets=(8.0, 10.0, 12.0, 16.0),
         full=full_candidates(
-            (0.03, 0.06, 0.1, 0.15), (1e-3, 2e-3, 5e-3), (0.0,), epochs=25, batch_size=4096
+            (0.03, 0.06, 0.1, 0.15), (2e-3, 5e-3), (0.0,), epochs=25, batch_size=4096
         ),
         seeds=(0, 1, 2),
     ),
@@ -137,7 +137,7 @@ PROTOCOLS = {
         setting=Setting(metric="mse", values=merged(RATINGS, {"data": {"source": "ml-100k"}})),
         rows=((32, 32), (47, 84)),
         budgets=(10.0, 16.0),
-        full=full_candidates((0.05, 0.1, 0.15, 0.2), (1e-3, 2e-3, 5e-3), (0.0,), epochs=40),
+        full=full_candidates((0.05, 0.1, 0.15, 0.2), (2e-3, 5e-3), (0.0,), epochs=40),
         seeds=FIVE,
     ),
     "ciao-likes": Protocol(
@@ -161,7 +161,7 @@ PROTOCOLS = {
         ),
         file="ciao_dvd.parquet",
         rows=((32, 32),),
-        full=full_candidates((0.1, 0.3, 0.6, 1.0), (2e-3, 5e-3, 1e-2), (0.0,), epochs=30),
+        full=full_candidates((0.1, 0.3, 0.6, 1.0), (2e-3, 5e-3), (0.0,), epochs=30),
         seeds=FIVE,
     ),
     "bx-likes": Protocol(
@@ -174,7 +174,7 @@ PROTOCOLS = {
         file="book_crossing.parquet",
         rows=((32, 32),),
         full=full_candidates(
-            (0.05, 0.1, 0.2, 0.4), (1e-3, 3e-3), (0.5, 1.0, 1.5), epochs=15, batch_size=8192
+            (0.05, 0.1, 0.2), (1e-3, 3e-3), (0.5, 1.0, 1.5), epochs=15, batch_size=8192
         ),
         seeds=FIVE,
     ),
@@ -188,7 +188,7 @@ PROTOCOLS = {
         file="book_crossing.parquet",
         rows=((32, 32),),
         full=full_candidates(
-            (0.3, 0.6, 1.0), (3e-3, 5e-3, 1e-2, 2e-2), (0.0,), epochs=15, batch_size=8192
+            (0.3, 0.6, 1.0), (3e-3, 1e-2, 2e-2), (0.0,), epochs=15, batch_size=8192
         ),
         seeds=FIVE,
     ),

@@ -184,6 +184,7 @@ def test_a_budget_that_rows_and_codes_exceed(celrec: CommandLine, tmp_path: Path
     said = refused(celrec, "train", file, *options, "--bytes-per-entity", "5")
     assert "bytes_per_entity is 5, but rows and hard codes alone take" in said
     assert "raise it, or take fewer clusters" in said
+    assert not (tmp_path / "run" / "history.jsonl").exists()  # nothing was trained in vain
 
 
 def test_a_loss_that_is_no_number(celrec: CommandLine, tmp_path: Path) -> None:

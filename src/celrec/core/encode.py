@@ -83,11 +83,31 @@ class Budget:
         for blend_size in range(BLEND_SIZE - 1, 0, -1):
             if left_with(blend_size) >= 0:
                 return Budget(blend_size, 0, 4)  # else more bytes could mean fewer vectors
-        least = math.ceil(100 * (total - left_with(1)) / num_entities) / 100
-        raise ArgumentError(
-            f"bytes_per_entity is {bytes_per_entity:g}, but rows and hard codes alone take "
-            f"{least:.2f} for each of {num_entities} entities; raise it, or take fewer clusters"
-        )
+        raise _too_small(bytes_per_entity, total - left_with(1), num_entities)
+
+
+def check_budget(tables: Mapping[str, ClusteredTable], bytes_per_entity: float) -> None:
+    """See before training whether a budget will hold rows and hard codes.
+
+    A fixed number of clusters is taken as reached. Of "auto" nothing is known yet but the present.
+    raises : ArgumentError
+    """
+    num_entities = sum(table.num_embeddings for table in tables.values())
+    least = 0
+    for table in tables.values():
+        memory = table.memory()
+        least += memory.table_bytes + (0 if table.is_auto else memory.sleeping_bytes)
+        least += table.num_embeddings * table.codes.element_size()
+    if bytes_per_entity * num_entities < least:
+        raise _too_small(bytes_per_entity, least, num_entities)
+
+
+def _too_small(bytes_per_entity: float, least: int, num_entities: int) -> ArgumentError:
+    each = math.ceil(100 * least / num_entities) / 100
+    return ArgumentError(
+        f"bytes_per_entity is {bytes_per_entity:g}, but rows and hard codes alone take "
+        f"{each:.2f} for each of {num_entities} entities; raise it, or take fewer clusters"
+    )
 
 
 def choose_personal(

@@ -101,6 +101,11 @@ class PersonalRule:
         if self.bits not in LARGEST_LEVEL:
             raise ArgumentError(f"bits is {self.bits!r}; wanted 8 or 4")
 
+    @property
+    def num_passes(self) -> int:
+        """How many passes over the samples a fit makes."""
+        return 1 + self.warm_epochs + 2 + self.epochs
+
     def rate_in(self, epoch: int) -> float:
         """The rate of an epoch, counted from 0.
 

@@ -53,6 +53,10 @@ class Progress(Protocol):
         """An epoch is done and saved."""
         ...
 
+    def on_encoding(self, num_done: int, num_passes: int) -> None:
+        """Codes are being made, after the last epoch: passes over the data done, and to do."""
+        ...
+
     def stop(self) -> None:
         """Training has ended, or failed, or was interrupted."""
         ...
@@ -68,6 +72,9 @@ class Silence:
         pass
 
     def on_epoch(self, report: EpochReport) -> None:
+        pass
+
+    def on_encoding(self, num_done: int, num_passes: int) -> None:
         pass
 
     def stop(self) -> None:
@@ -92,31 +99,34 @@ class RichProgress:
             ) from error
 
         self._bar = Bar(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[num_epochs]}"),
+            TextColumn("{task.fields[stage]}"),
             BarColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=console or Console(stderr=True),
         )
-        self._num_batches = 1
+        self._num_batches = self._num_epochs = 1
+        self._is_training = True
         self._figure = "auc"
 
     def start(self, *, num_epochs: int, num_finished: int, num_batches: int, task: Task) -> None:
         self._num_batches = num_batches
+        self._num_epochs = num_epochs
+        self._is_training = True
         self._figure = "auc" if task == "binary" else "mse"
         self._row = self._bar.add_task(
             "training",
             total=num_epochs * num_batches,
             completed=num_finished * num_batches,
-            epoch=num_finished,
-            num_epochs=num_epochs,
+            stage=self._stage(num_finished),
             figures="",
         )
         self._bar.start()
 
     def on_batch(self, epoch: int, batch: int) -> None:
         # The bar redraws on its own clock; telling it costs a few microseconds.
-        self._bar.update(self._row, completed=(epoch - 1) * self._num_batches + batch, epoch=epoch)
+        completed = (epoch - 1) * self._num_batches + batch
+        self._bar.update(self._row, completed=completed, stage=self._stage(epoch))
 
     def on_epoch(self, report: EpochReport) -> None:
         figures = [f"loss {report.train_loss:.4f}"]
@@ -126,6 +136,15 @@ class RichProgress:
             figures.append(" + ".join(map(str, report.clusters.values())) + " clusters")
         figures.append(f"{report.total_bytes:,} bytes")
         self._bar.update(self._row, figures=" · ".join(figures))
+
+    def on_encoding(self, num_done: int, num_passes: int) -> None:
+        if self._is_training:
+            self._is_training = False
+            self._bar.reset(self._row, total=num_passes, stage="making codes")
+        self._bar.update(self._row, completed=num_done)
+
+    def _stage(self, epoch: int) -> str:
+        return f"epoch {epoch}/{self._num_epochs}"
 
     def stop(self) -> None:
         self._bar.stop()

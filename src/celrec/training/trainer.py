@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from celrec.checkpoint import load_model_state, load_optimizer_state, load_state, save_state
 from celrec.core.cluster_optimizer import ClusterOptimizer, ClusterSchedule
 from celrec.core.embedding import ClusteredTable
+from celrec.core.encode import check_budget
 from celrec.core.events import Event
 from celrec.core.memory import memory_report
 from celrec.core.reassign import ReassignRule
@@ -338,7 +339,16 @@ class Trainer:
             prediction = predict_ids(self.model, samples.user, samples.item)
             self.objective.calibrate(prediction, samples.label)
         passes = _Passes(samples, self.seed, self.options)
-        rule, after_pass = options.personal_rule, self.objective.recalibrate
+        rule, num_done = options.personal_rule, 0
+        num_passes = rule.num_passes if options.is_personal else 1
+        self.progress.on_encoding(num_done, num_passes)
+
+        def after_pass(mean_nats: float) -> None:
+            nonlocal num_done
+            num_done += 1
+            self.objective.recalibrate(mean_nats)
+            self.progress.on_encoding(num_done, num_passes)
+
         if options.bytes_per_entity is not None:
             events = clusters.encode(
                 passes, options.bytes_per_entity, rule=rule, after_pass=after_pass
@@ -420,6 +430,8 @@ class Trainer:
                 f"patience is {self.options.patience}, but there are no validation data to watch; "
                 "give some, or set patience to None"
             )
+        if self.clusters is not None and self.encoding.bytes_per_entity is not None:
+            check_budget(self.clusters.tables, self.encoding.bytes_per_entity)
 
     def _identity(self, train: Interactions, validation: Interactions | None) -> dict[str, Any]:
         """What must be the same for a checkpoint to be of this run."""
