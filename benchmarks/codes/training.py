@@ -43,7 +43,7 @@ class Session:
             changes["partition"]["seed"] = seed
         config = RunConfig.from_values(merged(merged(setting.values, values), changes))
         interactions = load_interactions(config)
-        config = completed(config, interactions)
+        self.config = config = completed(config, interactions)
         self.parts = divide(config, interactions)
         scored = self.parts.test if is_final else self.parts.validation
         assert scored is not None
