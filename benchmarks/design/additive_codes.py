@@ -151,9 +151,9 @@ def choice(gain: float, left: float) -> str:
     """What follows, in words: the gain over hard codes at no more bytes, and what blends add."""
     return (
         f"Over 64 rows with hard codes, additive ones gain {gain:+.4f}; blends of two of 32 rows\n"
-        f"are {left:+.4f} from them. A sum with fixed weights of one is a narrow kind of blend: what\n"
-        "it gains, blends gain from the rows that exist, with no second table to train, and go on\n"
-        "gaining with m. Codes stay one family: hard ones, blends, offsets."
+        f"are {left:+.4f} from them. A sum with fixed weights of one is a narrow kind of blend:\n"
+        "what it gains, blends gain from the rows that exist, with no second table to train, and\n"
+        "go on gaining with m. Codes stay one family: hard ones, blends, offsets."
     )
 
 
