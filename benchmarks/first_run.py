@@ -1,6 +1,6 @@
 """The figures of the README: clustered against full tables on MovieLens-1M and -100k.
 
-    python benchmarks/first_run.py [--out runs/first-run] [--processes 2] [--tune]
+    python -m benchmarks.first_run [--out runs/first-run] [--processes 2] [--tune]
 
 1. `--tune`: picks settings on validation data (each user's third-last event), as many candidates
    for the full table as for the clustered ones, two seeds each, and writes them to first_run.toml.
@@ -29,6 +29,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from benchmarks.readme import replace_block
 from celrec.experiments.config import RunConfig, merged
 from celrec.experiments.run import SavedRun, resume_run, train_run
 from celrec.history import read_history
@@ -166,7 +167,7 @@ def tune(pool: ProcessPoolExecutor) -> None:
         for one, auc in zip(candidates, means, strict=True):
             print(f"{kind}: validation AUC {auc:.4f} with {one}", flush=True)
         settings[kind] = candidates[max(range(len(means)), key=means.__getitem__)]
-    heading = "# Chosen on validation data by `python benchmarks/first_run.py --tune`.\n"
+    heading = "# Chosen on validation data by `python -m benchmarks.first_run --tune`.\n"
     SETTINGS.write_text(heading + tomli_w.dumps(settings), encoding="utf-8")
 
 
@@ -242,7 +243,7 @@ def write(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> N
     )
     rounds = f"Cluster rounds took {share:.0%} of the wall time at 64 rows."
     how = (
-        "These commands give the figures, one line each; `python benchmarks/first_run.py` runs "
+        "These commands give the figures, one line each; `python -m benchmarks.first_run` runs "
         "them all and writes this section."
     )
     paragraphs = [textwrap.fill(text, 100) for text in (f"{rating} {rounds}", f"{facts} {how}")]
@@ -251,7 +252,7 @@ def write(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> N
         [
             "# First run",
             "",
-            "*Written by `python benchmarks/first_run.py`.*",
+            "*Written by `python -m benchmarks.first_run`.*",
             "",
             *lines,
             "",
@@ -266,15 +267,6 @@ def write(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> N
     results = ROOT / "docs" / "results"
     (results / "first-run.md").write_text(page, encoding="utf-8")
     (results / "first-run.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-def replace_block(name: str, text: str) -> None:
-    """Put text between two comments of the README."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(f"<!-- {name}:begin -->")
-    after = rest.split(f"<!-- {name}:end -->")[1]
-    block = f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
-    readme.write_text(before + block + after, encoding="utf-8")
 
 
 def words(settings: dict[str, Any]) -> str:

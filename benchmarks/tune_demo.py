@@ -1,6 +1,6 @@
 """Choose the settings of `celrec demo` on validation data, and write them into the package.
 
-    python benchmarks/tune_demo.py [--trials 32] [--finalists 6] [--processes 2] [--only NAME...]
+    python -m benchmarks.tune_demo [--trials 32] [--finalists 6] [--processes 2] [--only NAME...]
 
 By the GMF protocol every user's third-last event validates; the last two, which the demo tests on,
 are never looked at. Every line of the demo's table gets the same care: as many trials, drawn from
@@ -169,7 +169,7 @@ def _parts() -> Parts:
 def _heading(options: argparse.Namespace) -> str:
     return (
         "# The settings of `celrec demo`, by the line of its table. Written by\n"
-        f"#     python benchmarks/tune_demo.py --trials {options.trials} "
+        f"#     python -m benchmarks.tune_demo --trials {options.trials} "
         f"--finalists {options.finalists}\n"
         "# which chose them on validation data (each user's third-last event), with the same\n"
         f"# number of trials for every line: {options.trials} drawn at random, the best "

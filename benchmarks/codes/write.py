@@ -1,17 +1,19 @@
-"""Writes what the codes benchmark measured: docs/results/codes.md, codes.json and two plots."""
+"""Writes what the codes benchmark found: docs/results/codes.*, plots, and a block of the README."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.codes.protocols import Protocol, Rows
+from benchmarks.codes.protocols import PROTOCOLS, Protocol, Rows
 from benchmarks.codes.training import figure
 from benchmarks.jobs import ROOT
 from benchmarks.plotting import COLOURS, label, new_figure, save, ticks_at
+from benchmarks.readme import replace_block
 
 RESULTS = ROOT / "docs" / "results"
 NUM_DRAWS = 400  # of the bootstrap
@@ -53,16 +55,38 @@ Lines = dict[str, list[dict[str, Any]]]
 """By method, one line for each seed."""
 
 
+class Gain(NamedTuple):
+    """Of personal vectors over the full table: AUC, or a share of its squared error.
+
+    low, high : the 95 % interval
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def in_words(self, metric: str) -> str:
+        if metric == "auc":
+            return f"{self.mean:+.4f} AUC ({self.low:+.4f} to {self.high:+.4f})"
+        mean, low, high = (100 * one for one in self)
+        return f"{mean:.1f} % less squared error ({low:.1f} to {high:.1f} %)"
+
+
 def write_results(found: list[Block], out: Path) -> None:
-    """Write the page, the figures behind it and the plots.
+    """Write the page, the figures behind it, the plots, and the block of the README.
 
     out : where final jobs left their predictions
     """
-    text, figures = [TEXT], {}
+    text: list[str] = [TEXT]
+    figures: dict[str, Any] = {}
+    gains: dict[str, Gain | None] = {}
+    first: Lines = {}
     for block in found:
         lines = by_method(block)
-        text += [section(block, lines, out)]
+        gains[block.name] = gain = paired_gain(block, out)
+        text += [section(block, lines, gain)]
         figures[block.name] = {
+            "gain of personal vectors": gain,
             "chosen full": block.full,
             "chosen ours": block.ours,
             "candidates": block.choices,
@@ -71,8 +95,12 @@ def write_results(found: list[Block], out: Path) -> None:
         }
         if block.name.startswith("ml-1m"):
             plot(block, lines)
+        if block.name == "ml-1m-likes":
+            first = lines
     (RESULTS / "codes.md").write_text("\n".join(text), encoding="utf-8")
     (RESULTS / "codes.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if len(found) == len(PROTOCOLS):
+        replace_block("codes", readme_block(found, first, gains))
 
 
 def by_method(block: Block) -> Lines:
@@ -83,7 +111,7 @@ def by_method(block: Block) -> Lines:
     return lines
 
 
-def section(block: Block, lines: Lines, out: Path) -> str:
+def section(block: Block, lines: Lines, gain: Gain | None) -> str:
     metric = block.protocol.setting.metric
     text = [
         f"## {block.protocol.title}",
@@ -108,7 +136,9 @@ def section(block: Block, lines: Lines, out: Path) -> str:
     personal = block.ours["personal"]
     text += [
         "",
-        paired_gain(block, out),
+        "No paired gain: runs are missing."
+        if gain is None
+        else f"Personal vectors over the full table, with a 95 % interval: {gain.in_words(metric)}",
         "",
         f"Chosen for the full table, of {len(block.protocol.full)} candidates: penalty "
         f"{training['l2']:g}, learning rate {training['learning_rate']:g}, start "
@@ -129,8 +159,8 @@ def mean_and_spread(lines: list[dict[str, Any]]) -> tuple[float, float]:
     return float(figures.mean()), float(figures.std(ddof=1)) if len(figures) > 1 else 0.0
 
 
-def paired_gain(block: Block, out: Path) -> str:
-    """The gain of personal vectors over the full table on the same events, in words."""
+def paired_gain(block: Block, out: Path) -> Gain | None:
+    """The gain of personal vectors over the full table on the same events; None without both."""
     protocol, metric = block.protocol, block.protocol.setting.metric
     rng = np.random.default_rng(0)
     draws, gains = np.zeros(NUM_DRAWS), []
@@ -138,7 +168,7 @@ def paired_gain(block: Block, out: Path) -> str:
     for seed in protocol.seeds:
         names = (f"{block.name}.full-{seed}", f"{block.name}.ours-{first[0]}-{first[1]}-{seed}")
         if not all(name in block.results for name in names):
-            return "No paired gain: runs are missing."
+            return None
         full, ours = (np.load(out / f"{name}.npz") for name in names)
         labels = full["label"]
         pair = ours["personal"], full["full"]
@@ -148,20 +178,55 @@ def paired_gain(block: Block, out: Path) -> str:
             drawn = _gain(metric, labels[some], *(one[some] for one in pair))
             draws[i] += drawn / len(protocol.seeds)
     low, high = np.percentile(draws, (2.5, 97.5))
-    if metric == "auc":
-        shown, unit = [f"{x:.4f}" for x in (np.mean(gains), low, high)], "AUC"
-    else:
-        shown = [f"{100 * x:.2f} %" for x in (np.mean(gains), low, high)]
-        unit = "of the full table's squared error"
-    return (
-        f"Gain of personal vectors over the full table: {shown[0]} {unit} (95 % interval "
-        f"{shown[1]} to {shown[2]})."
-    )
+    return Gain(float(np.mean(gains)), float(low), float(high))
 
 
 def _gain(metric: str, labels: np.ndarray, ours: np.ndarray, full: np.ndarray) -> float:
     of_ours, of_full = figure(metric, labels, ours), figure(metric, labels, full)
     return of_ours - of_full if metric == "auc" else 1 - of_ours / of_full
+
+
+README_LINES = {
+    "hard 8": "one cluster each, 8 rows a table",
+    "blend 32, m = 4": "blends of 4, 32 rows a table",
+    "personal 32, 16 bytes": "personal vectors for some: 16 bytes an entity",
+    "personal 32, 24 bytes": "personal vectors for all, of four bits: 24 bytes",
+    "personal 32": "personal vectors for all, of eight bits",
+    "full": "full table, 6,040 + 3,706 rows",
+}
+
+
+def readme_block(found: list[Block], lines: Lines, gains: dict[str, Gain | None]) -> str:
+    """A table of MovieLens-1M, and gains on all data."""
+    text = [
+        "| MovieLens-1M | AUC | table bytes | total bytes | times smaller (total) |",
+        "|---|---|---|---|---|",
+    ]
+    for method, title in README_LINES.items():
+        mean, spread = mean_and_spread(lines[method])
+        size = {key: np.mean([line[key] for line in lines[method]]) for key in _SIZES}
+        text.append(
+            f"| {title} | **{mean:.4f} ± {spread:.4f}** | {size['table_bytes']:,.0f} "
+            f"| {size['total_bytes']:,.0f} | {size['times_smaller']:.1f} |"
+        )
+    shown = []
+    for block in found:
+        gain = gains[block.name]
+        if gain is not None:
+            title = block.protocol.title.replace(" (GMF protocol)", "")
+            shown.append(f"{title} {gain.in_words(block.protocol.setting.metric)}")
+    text += [
+        "",
+        *textwrap.wrap(
+            "Each user's last two events predicted; mean and standard deviation of three seeds. "
+            "Settings are chosen on validation data, for the full table from at least as many "
+            "candidates. Personal vectors over that tuned full table, on the same test events, "
+            f"with 95 % intervals: {'; '.join(shown)}. "
+            "[All figures](docs/results/codes.md), by `python -m benchmarks.codes.run`.",
+            100,
+        ),
+    ]
+    return "\n".join(text)
 
 
 def plot(block: Block, lines: Lines) -> None:

@@ -1,6 +1,6 @@
 """Which estimate should propose clusters, and how many? Writes docs/design/proposals.md.
 
-    python benchmarks/design/proposals.py [ml-1m]
+    python -m benchmarks.design.proposals [ml-1m]
 
 Trains clustered GMF tables with each way of proposing and compares what the rounds reach and cost.
 """
@@ -42,7 +42,7 @@ RULES = {
 TEXT = """\
 # Which estimate proposes clusters, and how many?
 
-*Written by `python benchmarks/design/proposals.py {source}`; torch {torch}, one thread, seeds
+*Written by `python -m benchmarks.design.proposals {source}`; torch {torch}, one thread, seeds
 {seeds}, 64 rows per table, otherwise the default settings.*
 
 **Question.** A round evaluates the true loss of every entity under a few proposed clusters, and

@@ -1,6 +1,6 @@
 """What moves the accuracy of hard codes? Writes docs/design/what-moves-accuracy.md.
 
-    python benchmarks/design/what_moves_accuracy.py [--processes 2]
+    python -m benchmarks.design.what_moves_accuracy [--processes 2]
 
 Changes one thing at a time from the default settings and reads the *validation* figure: AUC on
 MovieLens-1M by the GMF protocol, 32 rows per table, and squared error on MovieLens-100k ratings,
@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TEXT = """\
 # What moves the accuracy of hard codes?
 
-*Written by `python benchmarks/design/what_moves_accuracy.py`; torch {torch}, one thread.*
+*Written by `python -m benchmarks.design.what_moves_accuracy`; torch {torch}, one thread.*
 
 **Question.** Which settings are worth a user's time, and what raises the figures of hard codes?
 

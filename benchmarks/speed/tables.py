@@ -1,6 +1,6 @@
 """Speed of a clustered table against `nn.Embedding`: look-ups and training steps.
 
-    python benchmarks/speed/tables.py [--entities 10_000_000] [--width 64] [--batch 8192]
+    python -m benchmarks.speed.tables [--entities 10_000_000] [--width 64] [--batch 8192]
         [--clusters 256] [--threads 1] [--write]
 
 With --write, the result goes to docs/results/speed.md.
@@ -140,7 +140,7 @@ def page(result: dict[str, Any]) -> str:
     return f"""\
 # Speed
 
-*Written by `python benchmarks/speed/tables.py --write`; torch {result["torch"]},
+*Written by `python -m benchmarks.speed.tables --write`; torch {result["torch"]},
 {result["machine"]}, {result["threads"]} thread(s); medians.*
 
 {result["entities"]:,} entities, width {result["width"]}, batches of {result["batch"]:,} random ids,
