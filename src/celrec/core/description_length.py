@@ -181,6 +181,8 @@ def paying_splits(
                 replace(
                     split,
                     moved=entities[goes & (cluster == k)],
+                    stay_row=stay_rows[k],
+                    move_row=move_rows[k],
                     gain=float(gain[k]),
                     cost=float(cost[k]),
                     priority=float(gain[k] - cost[k]),
