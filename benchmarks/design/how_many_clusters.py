@@ -1,6 +1,6 @@
 """How many clusters does `max_clusters="auto"` find? Fills docs/design/how-many-clusters.md.
 
-    python benchmarks/design/how_many_clusters.py [planted] [ml-1m]
+    python -m benchmarks.design.how_many_clusters [planted] [ml-1m]
 
 planted: nonnegative factorization of data whose clusters are known, ten seeds; a few minutes.
 ml-1m: the GMF protocol of benchmarks/codes/run.py, hard codes, three seeds; a quarter of an hour.
