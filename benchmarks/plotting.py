@@ -33,7 +33,7 @@ COLOURS = {
     "truth": "#98a2ad",
 }
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     # Text is drawn as outlines, so that every reader sees the same; white paper suits both themes.
     "svg.fonttype": "path",
     "svg.hashsalt": "celrec",  # ids in the file do not change from run to run
