@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -298,7 +297,7 @@ def description_length(tables: Tables, data: Interactions) -> float:
     return float(length)
 
 
-def recovery(found: Tables, truth: Tables) -> dict[str, float]:
+def recovery(found: Tables, truth: Tables) -> dict[str, Any]:
     """How near found rows are to planted ones, up to the order and the scale of factors.
 
     Each planted cluster is compared with the found cluster that shares most members with it, one to
@@ -308,6 +307,7 @@ def recovery(found: Tables, truth: Tables) -> dict[str, float]:
             planted factor, over clusters; 1 is perfect
         row_error : |found - planted| / |planted| over both tables, each factor at its best scale
         block_error : the same of the scores of all pairs of clusters, which need no order or scale
+        planted_rows, found_rows : (2 K, D), users' and then items', in the same order and scale
     """
     users = aligned(found.users, found.user_of, truth.user_of)
     items = aligned(found.items, found.item_of, truth.item_of)
@@ -318,17 +318,14 @@ def recovery(found: Tables, truth: Tables) -> dict[str, float]:
     up = (truth.users * users).sum(0) * np.square(items).sum(0)
     down = (truth.items * items).sum(0) * np.square(users).sum(0)
     scale = np.sqrt(np.divide(up, down, out=np.ones_like(up), where=(up > 0) & (down > 0)))
+    found_rows = np.concatenate([users * scale, items / scale])
+    planted_rows = np.concatenate([truth.users, truth.items])
     return {
         "factor_cosine": float(cosines[planted, order].mean()),
-        "row_error": relative_error(
-            np.concatenate([users * scale, items / scale]),
-            np.concatenate([truth.users, truth.items]),
-        ),
-        "block_error": relative_error(
-            aligned(found.users, found.user_of, truth.user_of)
-            @ aligned(found.items, found.item_of, truth.item_of).T,
-            truth.products,
-        ),
+        "row_error": relative_error(found_rows, planted_rows),
+        "block_error": relative_error(users @ items.T, truth.products),
+        "planted_rows": planted_rows.round(4).tolist(),
+        "found_rows": found_rows.round(4).tolist(),
     }
 
 
