@@ -173,7 +173,7 @@ def planted_nmf(
         by at least so much, root mean square over the other table's entities, over the standard
         deviation of all scores: without it the nearest two may be too alike for anybody to tell
     raises : ArgumentError, also for fewer clusters than `rank`, or if a thousand draws are not
-        separated so far
+        separated so far; DataError if no entry happens to be seen
 
     >>> data = planted_nmf(200, 100, 4, 3, rank=3, observed=0.5, seed=0)
     >>> data.interactions
