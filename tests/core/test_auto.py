@@ -19,8 +19,10 @@ from celrec import (
     ClusterSchedule,
     ReassignRule,
 )
-from celrec.core.description_length import split_cost
+from celrec.core.description_length import naming_cost
 from celrec.core.merge import MergeCandidates, plan_merges
+from celrec.core.row_cost import split_row_costs
+from celrec.core.statistics import ClusterFisher
 from celrec.errors import ArgumentError
 from tests.core.test_cluster_optimizer import DotProduct, planted
 
@@ -38,8 +40,18 @@ class Fixed:
     def losses(self, table: nn.Module) -> Any:
         return lambda batch: 0.5 * (table(batch[0]) - batch[1]).square().sum(-1)
 
-    def description_length(self, table: ClusteredEmbedding) -> float:
-        """The slow, obvious way: every entity in every cluster."""
+    def fisher(self, table: ClusteredEmbedding) -> ClusterFisher:
+        gradient = (table(self.ids) - self.wanted).detach().double()
+        clusters = table.cluster_ids()[self.ids]
+        fisher = torch.zeros(table.max_clusters, *2 * [table.embedding_dim], dtype=torch.float64)
+        fisher.index_add_(0, clusters, gradient.unsqueeze(2) * gradient.unsqueeze(1))
+        return ClusterFisher(fisher, clusters.bincount(minlength=table.max_clusters).double())
+
+    def description_length(self, table: ClusteredEmbedding, fisher: ClusterFisher) -> float:
+        """The slow, obvious way: every entity in every cluster.
+
+        fisher : of the rows when they were measured; their samples may be others now
+        """
         live = table.live_clusters()
         rows = table.weight.detach()[live].double()
         loss = 0.5 * (rows.unsqueeze(1) - self.wanted.double()).square().sum(2)  # (K, n)
@@ -51,7 +63,21 @@ class Fixed:
         samples = clusters[self.ids].bincount(minlength=table.max_clusters)[live].double()
         share = (members / members.sum()).log().unsqueeze(1)
         names_and_data = -torch.logsumexp(share - of_entity, 0)[seen > 0].sum()
-        return float(names_and_data + 0.5 * table.embedding_dim * samples.log().sum())
+        scale = (samples / fisher.count[live]).reshape(-1, 1, 1)
+        return float(names_and_data) + slow_row_cost(fisher.fisher[live] * scale, rows)
+
+
+def slow_row_cost(curvature: Tensor, rows: Tensor) -> float:
+    """min over s of sum_k 1/2 log det(1 + s H_k) + |w_k - mean|^2 / (2 s), of K rows."""
+    spread = (rows - rows.mean(0)).square().sum()
+    if not spread > 1e-9 * rows.square().sum():
+        return 0.0
+    identity = torch.eye(rows.shape[1], dtype=torch.float64)
+    costs = [
+        0.5 * torch.logdet(identity + s * curvature).sum() + spread / (2 * s)
+        for s in spread * torch.logspace(-5, 0, 400, dtype=torch.float64)
+    ]
+    return float(min(costs))
 
 
 def fixed_rounds(table: ClusteredEmbedding, data: Fixed, num_rounds: int) -> list[Any]:
@@ -130,14 +156,65 @@ def test_no_split_is_committed_whose_gain_is_below_its_cost(
         events = clusters.round(data.batches)
         for event in events:
             if event.kind == "split":
-                num_moved = event.entities.numel()
-                num_samples = per_entity * (num_moved + event.num_staying)
-                sizes = (num_samples, num_moved, event.num_staying)
-                assert event.gain > float(split_cost(*map(torch.tensor, sizes), width=2))
+                sides = torch.tensor(event.entities.numel()), torch.tensor(event.num_staying)
+                assert event.gain > event.cost > float(naming_cost(*sides))
             if event.kind == "merge":
                 assert event.change < 0
         assert is_whole(table)
         assert table.num_clusters <= 2 * num_before
+
+
+@settings(max_examples=25)
+@given(
+    num_rows=st.integers(1, 6),
+    width=st.integers(1, 4),
+    log_scale=st.floats(-4.0, 4.0),
+    seed=st.integers(0, 2**31),
+)
+def test_a_split_costs_what_it_adds_to_the_rows(
+    num_rows: int, width: int, log_scale: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    gradients = torch.randn(num_rows, 20, width, dtype=torch.float64, generator=generator)
+    curvature = gradients.mT @ gradients
+    rows = 10**log_scale * torch.randn(
+        num_rows + 2, width, dtype=torch.float64, generator=generator
+    )
+    count = torch.full((num_rows,), 20.0, dtype=torch.float64)
+    going = torch.randint(1, 20, (num_rows,), generator=generator)
+    every_row = torch.arange(num_rows)
+    costs = split_row_costs(
+        ClusterFisher(curvature, count),
+        rows[:-2],
+        every_row,
+        every_row,
+        rows[-2].expand(num_rows, -1),
+        rows[-1].expand(num_rows, -1),
+        going,
+    )
+    before = slow_row_cost(curvature, rows[:-2])
+    for k in range(num_rows):
+        others = every_row != k
+        share = going[k] / 20
+        divided = torch.stack([curvature[k] * (1 - share), curvature[k] * share])
+        after = slow_row_cost(
+            torch.cat([curvature[others], divided]), torch.cat([rows[:-2][others], rows[-2:]])
+        )
+        assert float(costs[k]) == pytest.approx(after - before, rel=0.01, abs=0.1)
+
+
+def test_a_direction_that_no_sample_sees_costs_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(2, 20, 3, dtype=torch.float64, generator=generator)
+    rows = torch.randn(4, 3, generator=generator)
+    two, count = torch.arange(2), torch.full((2,), 20.0, dtype=torch.float64)
+
+    def costs(gradients: Tensor, rows: Tensor) -> Tensor:
+        fisher = ClusterFisher(gradients.mT @ gradients, count)
+        return split_row_costs(fisher, rows[:2], two, two, rows[[2, 2]], rows[[3, 3]], count / 4)
+
+    wider = F.pad(gradients, (0, 5)), F.pad(rows, (0, 5))
+    torch.testing.assert_close(costs(*wider), costs(gradients, rows), rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -291,7 +368,8 @@ def test_a_merge_never_raises_the_description_length(
     train_to_rest(table, data)
     optimizer = ClusterOptimizer(table, None, data.losses(table), reassign_rule=rule)
     optimizer.num_splits = lambda table: 0  # type: ignore[method-assign]
-    start, before = copy.deepcopy(table), data.description_length(table)
+    start, fisher = copy.deepcopy(table), data.fisher(table)
+    before = data.description_length(table, fisher)
     cluster_before = table.cluster_ids()
     events = optimizer.round(data.batches)
     merges = [event for event in events if event.kind == "merge"]
@@ -301,7 +379,7 @@ def test_a_merge_never_raises_the_description_length(
     start.codes = cluster_before.unsqueeze(1).to(table.codes.dtype)
     start.reclaim_empty()
     promised = before + sum(event.change for event in merges)
-    assert data.description_length(start) == pytest.approx(promised, rel=1e-4, abs=0.5)
+    assert data.description_length(start, fisher) == pytest.approx(promised, rel=1e-4, abs=0.5)
     assert sum(event.change for event in merges) <= 0
     assert is_whole(table)
 
@@ -319,11 +397,13 @@ def candidates(cluster: list[int], target: list[int], rise: float) -> MergeCandi
 
 
 def test_merges_planned_together_do_not_touch() -> None:
-    plan = plan_merges(candidates([0, 0, 1, 1, 2, 3], [1, 1, 0, 0, 0, 2], 0.1), 4, width=2)
+    fisher = ClusterFisher(10 * torch.eye(2, dtype=torch.float64).repeat(4, 1, 1), torch.ones(4))
+    rows = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    plan = plan_merges(candidates([0, 0, 1, 1, 2, 3], [1, 1, 0, 0, 0, 2], 0.1), fisher, rows)
     gone = {merge.cluster for merge in plan.merges}
     assert gone
     assert not gone & {int(k) for merge in plan.merges for k in merge.to_cluster}
-    far = plan_merges(candidates([0, 0, 1, 1, 2, 3], [1, 1, 0, 0, 0, 2], 99.0), 4, width=2)
+    far = plan_merges(candidates([0, 0, 1, 1, 2, 3], [1, 1, 0, 0, 0, 2], 99.0), fisher, rows)
     assert far.merges == ()
 
 

@@ -483,7 +483,7 @@ class _TableRound:
             else:
                 part = merge_candidates(table, loss, statistics, fisher, self.rule, penalties)
             parts.append(part)
-        plan = plan_merges(MergeCandidates.joined(parts), table.max_clusters, table.embedding_dim)
+        plan = plan_merges(MergeCandidates.joined(parts), fisher, table.weight.detach())
         if found.is_interacting:
             plan = best_by_total_loss(table, loss, plan)
         if not plan.merges:
@@ -542,6 +542,7 @@ class _TableRound:
                     split.gain,
                     split.moved,
                     split.num_staying,
+                    split.cost,
                 )
             )
 

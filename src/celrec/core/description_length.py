@@ -3,17 +3,17 @@
 A table with K clusters is described by its rows, by the cluster of every entity, and by the data
 given both. In nats, after Rissanen ("Modeling by shortest data description", Automatica 1978):
 
-    sum_e -log sum_k (N_k/N) exp(-L_e(k))  +  sum_k 1/2 D log n_k
+    sum_e -log sum_k (N_k/N) exp(-L_e(k))  +  R
 
-L_e(k) is the loss of entity e's samples in cluster k; n_k are the samples and N_k the members with
-data of cluster k, N = sum N_k. The first sum is at most that of loss - log share of the cluster
+L_e(k) is the loss of entity e's samples in cluster k; N_k are its members with data, N = sum N_k. R
+is what rows cost, as precisely as data determine them: see row_cost.py. The first sum is at most that of loss - log share of the cluster
 taken, N H(N_1/N, ...) for the names of clusters. It is less where entities are undecided between
 clusters: naming either serves, and the choice carries bits that come back (Hinton and van Camp,
 COLT 1993). Without them a cold entity costs as much to name as a warm one, and gains nothing.
 
-A split must shorten the description with room to spare. It pays if
+A split must shorten the description. It pays if
 
-    gain > 1/2 D log n_c + N_c H(N_L/N_c)
+    gain > (R after - R before) + N_c H(N_L/N_c)
 
 where the gain is the fall of the loss and the bits that come back. It is measured with true losses.
 Children start near their parent, where little is gained yet; so trial rows stand for where training
@@ -32,7 +32,8 @@ from torch import Tensor
 
 from celrec.core.reassign import Trial, losses_under, total_losses_under
 from celrec.core.recording import SampleLoss
-from celrec.core.split import SplitPlan, first_principal_component
+from celrec.core.row_cost import split_row_costs
+from celrec.core.split import ClusterSplit, SplitPlan, first_principal_component
 from celrec.core.statistics import ClusterFisher, EntityStatistics
 
 if TYPE_CHECKING:
@@ -47,20 +48,19 @@ _NUM_SETTLINGS = 10  # of members between two children whose losses are known; n
 _CLUSTERS_AT_A_TIME = 64  # Newton steps take this many x D x D floats
 
 
-def split_cost(samples: Tensor, left: Tensor, right: Tensor, width: int) -> Tensor:
-    """What the gain of a split must exceed: 1/2 D log n_c + N_c H(N_L/N_c), in nats.
+def naming_cost(left: Tensor, right: Tensor) -> Tensor:
+    """What it costs to name the sides of members: N_c H(N_L/N_c), in nats.
 
-    samples : (*)   n_c      left, right : (*)   members with data on either side
+    left, right : (*)   members with data on either side
 
-    >>> cost = split_cost(*(torch.tensor(x) for x in (100.0, 1, 3)), width=2)
-    >>> round(float(cost), 2)
-    6.85
+    >>> round(float(naming_cost(torch.tensor(1), torch.tensor(3))), 2)
+    2.25
     """
     both = (left + right).double()
-    codes = torch.special.xlogy(both, both)
-    codes -= torch.special.xlogy(left.double(), left.double())
-    codes -= torch.special.xlogy(right.double(), right.double())
-    return 0.5 * width * samples.double().log() + codes
+    cost = torch.special.xlogy(both, both)
+    cost -= torch.special.xlogy(left.double(), left.double())
+    cost -= torch.special.xlogy(right.double(), right.double())
+    return cost
 
 
 def newton_steps(
@@ -102,6 +102,15 @@ def stepped(table: ClusteredTable, steps: Tensor) -> list[Trial]:
         Trial(table.cluster_of, _within_norm(table, table.weight.detach() + size * steps))
         for size in STEP_SIZES
     ]
+
+
+def _best_rows(table: ClusteredTable, steps: Tensor, best: Tensor) -> Tensor:
+    """Rows after the best of no step and STEP_SIZES, (K_max, D).
+
+    best : int64 (K_max,)   0 for no step
+    """
+    sizes = steps.new_tensor((0.0, *STEP_SIZES))[best].unsqueeze(1)
+    return _within_norm(table, table.weight.detach() + sizes * steps)
 
 
 def _within_norm(table: ClusteredTable, rows: Tensor) -> Tensor:
@@ -155,18 +164,28 @@ def paying_splits(
     left, right = sides.sizes(goes), sides.sizes(~goes)
     gain = parent_loss - sides.summed(move_loss.where(goes, stay_loss), everyone)
     gain += sides.summed(sides.returned(stay_loss, move_loss, goes), everyone)
-    samples = sides.summed(statistics.count, everyone)
-    surplus = gain - split_cost(samples, left, right, table.embedding_dim)
+    live = table.live_clusters()
+    going = sides.summed(statistics.count.double(), goes)
+    stay_rows, move_rows = (
+        _best_rows(table, step, best) for step, best in zip(steps[1:], (stay_best, move_best), strict=True)
+    )
+    cost = naming_cost(left, right)
+    cost[live] += split_row_costs(
+        fisher, table.weight.detach(), live, live, stay_rows[live], move_rows[live], going[live]
+    )
     kept = []
     for split in plan.splits:
         k = split.cluster
-        if surplus[k] > 0 and left[k] > 0 and right[k] > 0:
+        if gain[k] > cost[k] and left[k] > 0 and right[k] > 0:
             kept.append(
                 replace(
                     split,
                     moved=entities[goes & (cluster == k)],
+                    stay_row=stay_rows[k],
+                    move_row=move_rows[k],
                     gain=float(gain[k]),
-                    priority=float(surplus[k]),
+                    cost=float(cost[k]),
+                    priority=float(gain[k] - cost[k]),
                     num_staying=int(right[k]),
                 )
             )
@@ -240,7 +259,7 @@ def _settled_sides(
             goes = settled
         left, right = sides.sizes(goes), sides.sizes(~goes)
         change = sides.summed(move.where(goes, stay), is_candidate)
-        change += split_cost(torch.ones_like(left), left, right, 0)
+        change += naming_cost(left, right)
         change[(left == 0) | (right == 0)] = torch.inf
         if best is None:
             best, best_goes = change, goes
@@ -316,19 +335,7 @@ def paying_splits_together(
     losses = total_losses_under(table, loss, alone + trials)
     before = min(losses[: 1 + len(alone)])
     after = [min(part) for part in _groups(losses[1 + len(alone) :], len(STEP_SIZES))]
-    samples = torch.zeros(num_rows, dtype=torch.long, device=cluster.device)
-    samples.index_add_(0, cluster, statistics.count)
-    costs = [
-        float(
-            split_cost(
-                samples[split.cluster],
-                samples.new_tensor(split.moved.numel()),
-                samples.new_tensor(split.num_staying),
-                table.embedding_dim,
-            )
-        )
-        for split in ranked
-    ]
+    costs = _costs_by_estimate(table, statistics, fisher, ranked)
     surplus = [before - now - sum(costs[:count]) for now, count in zip(after, counts, strict=True)]
     best = max(range(len(counts)), key=surplus.__getitem__)
     if surplus[best] <= 0:
@@ -337,10 +344,34 @@ def paying_splits_together(
     each = surplus[best] / len(chosen)
     return SplitPlan(
         tuple(
-            replace(split, gain=cost + each, priority=each)
+            replace(split, gain=cost + each, cost=cost, priority=each)
             for split, cost in zip(chosen, costs, strict=False)
         )
     )
+
+
+def _costs_by_estimate(
+    table: ClusteredTable,
+    statistics: EntityStatistics,
+    fisher: ClusterFisher,
+    splits: Sequence[ClusterSplit],
+) -> list[float]:
+    """What the gain of each split must exceed, with rows one whole Newton step further."""
+    cluster = table.cluster_ids()[statistics.entities]
+    sides = _Sides(cluster, table.max_clusters)
+    goes = torch.isin(statistics.entities, torch.cat([split.moved for split in splits]))
+    clusters = cluster.new_tensor([split.cluster for split in splits])
+    rows = table.weight.detach()
+    stay_rows, move_rows = (
+        _within_norm(table, rows + steps)[clusters]
+        for steps in _side_steps(sides, statistics, fisher, goes)
+    )
+    going = sides.summed(statistics.count.double(), goes)[clusters]
+    cost = naming_cost(sides.sizes(goes)[clusters], sides.sizes(~goes)[clusters])
+    cost += split_row_costs(
+        fisher, rows, table.live_clusters(), clusters, stay_rows, move_rows, going
+    )
+    return cost.tolist()
 
 
 def _groups(values: Sequence[float], size: int) -> list[Sequence[float]]:

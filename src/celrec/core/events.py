@@ -38,6 +38,7 @@ class SplitEvent(_Event):
     gain : expected fall of the loss, in nats; 0 where the rule does not estimate it. Of a table
         with `max_clusters="auto"`, measured: see description_length.py
     num_staying : members with data that stayed
+    cost : what the gain had to exceed, in nats; 0 for a fixed count
     """
 
     kind: ClassVar[str] = "split"
@@ -46,6 +47,7 @@ class SplitEvent(_Event):
     gain: float
     entities: Tensor = field(repr=False)
     num_staying: int
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ the part that goes: with rows that have settled each of both shortens the descri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from celrec.core.description_length import STEP_SIZES, newton_steps, stepped
 from celrec.core.reassign import ReassignRule, Trial, losses_under, total_losses_under
 from celrec.core.recording import SampleLoss
+from celrec.core.row_cost import RowCost, spread_of
 from celrec.core.statistics import ClusterFisher, EntityStatistics
 
 if TYPE_CHECKING:
@@ -160,15 +161,15 @@ def _proposals(
     ]
 
 
-def plan_merges(found: MergeCandidates, num_rows: int, width: int) -> MergePlan:
+def plan_merges(found: MergeCandidates, fisher: ClusterFisher, rows: Tensor) -> MergePlan:
     """Dissolve every cluster that shortens the description, the best first.
 
     found : of all entities with data
-    num_rows : K_max      width : D
+    fisher : taken at `rows`, (K_max, D)
     returns : merges of which none dissolves a cluster that another sends members to; the change of
         each is that after those before it
     """
-    state = _Sizes.of(found, num_rows, width)
+    state = _Sizes.of(found, fisher, rows)
     changes = {k: state.change(k) for k in state.members.nonzero().flatten().tolist()}
     merges: list[Merge] = []
     touched: set[int] = set()
@@ -194,24 +195,34 @@ def plan_merges(found: MergeCandidates, num_rows: int, width: int) -> MergePlan:
 class _Sizes:
     """Clusters while merges are planned.
 
+    rows : float64 (K_max, D)
     present : int64 (E,)   the cluster of each entity by then
     members, samples : float64 (K_max,)   N_k, n_k
+    precision : float64 (K_max, S)   of rows; see RowCost
     dissolved : clusters that are gone
     """
 
     found: MergeCandidates
-    width: int
+    prices: RowCost
+    rows: Tensor
     present: Tensor
     members: Tensor
     samples: Tensor
+    precision: Tensor
     dissolved: frozenset[int]
 
     @staticmethod
-    def of(found: MergeCandidates, num_rows: int, width: int) -> _Sizes:
+    def of(found: MergeCandidates, fisher: ClusterFisher, rows: Tensor) -> _Sizes:
         present = found.clusters[:, 0]
+        num_rows = len(rows)
         members = torch.bincount(present, minlength=num_rows).double()
         samples = members.new_zeros(num_rows).index_add_(0, present, found.samples.double())
-        return _Sizes(found, width, present, members, samples, frozenset())
+        rows = rows.double()
+        live = members.nonzero().flatten()
+        spread = spread_of(rows[live])
+        prices = RowCost.of(fisher, spread.unsqueeze(0), len(live))
+        precision = prices.precision(torch.arange(num_rows, device=rows.device), samples)
+        return _Sizes(found, prices, rows, present, members, samples, precision, frozenset())
 
     def objectives(self, of: Tensor, gone: int | None = None) -> Tensor:
         """loss - log share of entities in each of their clusters, (M, 1 + C); inf if gone."""
@@ -235,7 +246,21 @@ class _Sizes:
         members[cluster] = samples[cluster] = 0
         members.index_add_(0, target, torch.ones_like(members[target]))
         samples.index_add_(0, target, self.found.samples[of].double())
-        return _Sizes(self.found, self.width, present, members, samples, self.dissolved | {cluster})
+        precision, changed = self.precision.clone(), target.unique()
+        precision[cluster] = 0
+        precision[changed] = self.prices.precision(changed, samples[changed])
+        return replace(
+            self,
+            present=present,
+            members=members,
+            samples=samples,
+            precision=precision,
+            dissolved=self.dissolved | {cluster},
+        )
+
+    def row_cost(self) -> Tensor:
+        rows = self.rows[self.members.nonzero().flatten()]
+        return self.prices.total(self.precision.sum(0), spread_of(rows))
 
     def change(self, cluster: int) -> float:
         """What dissolving a cluster adds to the description length, in nats."""
@@ -246,8 +271,7 @@ class _Sizes:
         others = self.present[~is_concerned].bincount(minlength=len(self.members))
         kept = others.nonzero().flatten()
         names = (others[kept] * (after.members[kept] / self.members[kept]).log()).sum()
-        rows = after.samples.clamp_min(1).log().sum() - self.samples.clamp_min(1).log().sum()
-        return float(rise.sum() - names + 0.5 * self.width * rows)
+        return float(rise.sum() - names + after.row_cost() - self.row_cost())
 
 
 def best_by_total_loss(table: ClusteredTable, loss: SampleLoss, plan: MergePlan) -> MergePlan:

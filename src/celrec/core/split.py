@@ -28,6 +28,7 @@ class ClusterSplit:
     gain : expected fall of the loss, in nats, by the second-order model
     priority : splits are committed in falling order of it
     num_staying : members with data that stay
+    cost : what the gain must exceed, in nats; 0 where nothing asks for it
     """
 
     cluster: int
@@ -37,6 +38,7 @@ class ClusterSplit:
     gain: float
     priority: float
     num_staying: int
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)
