@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ from scipy.special import logsumexp
 from sklearn.metrics import adjusted_rand_score
 
 from celrec import ClusteredEmbedding, ClusterSchedule
+from celrec.core.row_cost import RowCost, spread_of
+from celrec.core.statistics import ClusterFisher
 from celrec.data.interactions import Interactions
 from celrec.data.synthetic import PlantedData, planted_nmf
 from celrec.losses import SquaredError
@@ -90,20 +92,20 @@ class Series:
 
 SERIES = {
     "headline": Series("The headline setting", "", "clusters", (10,), range(10)),
-    "noise": Series(
-        "Noise",
-        "standard deviation of the noise / of the scores",
-        "noise",
-        (0.25, 0.5, 1.0, 2.0),
-    ),
-    "observed": Series("Share of entries seen", "entries seen", "observed", (0.01, 0.03, 0.1, 0.3)),
-    "clusters": Series("Planted clusters", "planted clusters", "clusters", (3, 5, 10, 20)),
     "rows": Series(
         "The objective against the cluster count",
         "rows of either table",
         "rows",
         (2, 4, 6, 8, 9, 10, 11, 12, 14, 16, 20),
     ),
+    "noise": Series(
+        "Noise",
+        "standard deviation of the noise / of the scores",
+        "noise",
+        (0.25, 0.5, 1.0, 2.0),
+    ),
+    "clusters": Series("Planted clusters", "planted clusters", "clusters", (3, 5, 10, 20)),
+    "observed": Series("Share of entries seen", "entries seen", "observed", (0.01, 0.03, 0.1, 0.3)),
     "entities": Series("Size", "users, and items", "entities", (300, 1000, 3000)),
 }
 
@@ -141,9 +143,9 @@ class Tables:
 def measure(setting: Setting) -> Result:
     """Fit one planted matrix and compare the tables with the truth."""
     data = setting.data()
-    began = perf_counter()
+    began = process_time()
     model = fitted(setting, data.interactions)
-    seconds = perf_counter() - began
+    seconds = process_time() - began
     found, truth = Tables.found(model), Tables.planted(data)
     variance = data.noise_std**2
     best = best_possible_clusters(data)
@@ -172,10 +174,11 @@ def measure(setting: Setting) -> Result:
 
 
 def fitted(setting: Setting, data: Interactions) -> NMF:
-    """Nonnegative factorization with a cluster round after each epoch; the rank is given.
+    """Nonnegative factorization with `auto` or fixed counts; the rank is given.
 
     An epoch is a hundred steps, or more where a step would take more than 1,024 samples. There are
-    30 epochs of 102,400 samples; up to 60 of fewer samples, and at least 16 of more.
+    30 epochs of 102,400 samples; up to 60 of fewer samples, and at least 12 of more. A cluster
+    round follows every 200 steps, or every epoch if that is longer.
     """
     width, seed = setting.rank, setting.seed
     model = NMF(
@@ -185,7 +188,7 @@ def fitted(setting: Setting, data: Interactions) -> NMF:
     mean = float(data.label.mean())
     model.reset_parameters(torch.Generator().manual_seed(seed), mean=mean)
     options = TrainingOptions(
-        epochs=int(np.clip(30 * 102_400 / len(data), 16, 60)),
+        epochs=int(np.clip(30 * 102_400 / len(data), 12, 60)),
         batch_size=min(1024, -(-len(data) // 100)),
         optimizer="adam",
         learning_rate=0.05,
@@ -193,7 +196,8 @@ def fitted(setting: Setting, data: Interactions) -> NMF:
         lr_drop_from=0.6,
         weight_decay=0.0,
     )
-    Trainer(model, SquaredError(), options, clusters=ClusterSchedule(), seed=seed).fit(data)
+    rounds = ClusterSchedule(every=2 if len(data) < 150 * options.batch_size else 1)
+    Trainer(model, SquaredError(), options, clusters=rounds, seed=seed).fit(data)
     return model
 
 
@@ -255,26 +259,45 @@ def description_length(tables: Tables, data: Interactions) -> float:
     """The description length of data and both tables, as core/description_length.py has it.
 
     In nats, at the noise variance that fits best. Names of clusters cost -log share, less what
-    comes back of it where an entity is undecided; a row costs 1/2 D log of its samples.
+    comes back of it where an entity is undecided; rows cost what core/row_cost.py says.
     """
     n, variance = len(data), squared_error(tables, data)
     length = n / 2 * (np.log(2 * np.pi * variance) + 1)
-    for losses, cluster_of, entity, rows in zip(
-        losses_by_cluster(tables, data, variance),
-        (tables.user_of, tables.item_of),
-        (data.user, data.item),
-        (tables.users, tables.items),
-        strict=True,
-    ):
-        K, D = rows.shape
-        has_data = np.bincount(entity, minlength=len(cluster_of)) > 0
-        members = np.bincount(cluster_of[has_data], minlength=K)
-        share = np.maximum(members, 0.5) / has_data.sum()
-        taken = np.take_along_axis(losses, cluster_of[:, None], 1).squeeze(1)
-        names = -logsumexp(np.log(share) - losses, axis=1) - taken
-        samples = np.bincount(cluster_of[entity], minlength=K)
-        length += names[has_data].sum() + 0.5 * D * np.log(np.maximum(samples, 1)).sum()
-    return float(length)
+    samples = np.zeros(tables.products.shape)  # of each pair of clusters
+    np.add.at(samples, (tables.user_of[data.user], tables.item_of[data.item]), 1)
+    user_losses, item_losses = losses_by_cluster(tables, data, variance)
+    return float(
+        length
+        + names_cost(user_losses, tables.user_of, data.user)
+        + names_cost(item_losses, tables.item_of, data.item)
+        + rows_cost(tables.users, tables.items, samples, variance)
+        + rows_cost(tables.items, tables.users, samples.T, variance)
+    )
+
+
+def names_cost(losses: np.ndarray, cluster_of: np.ndarray, entity: np.ndarray) -> float:
+    """What it takes to name the clusters of all entities with data, less what comes back.
+
+    losses : (N, K)      cluster_of : (N,)      entity : (n,) of each sample
+    """
+    has_data = np.bincount(entity, minlength=len(cluster_of)) > 0
+    members = np.bincount(cluster_of[has_data], minlength=losses.shape[1])
+    share = np.maximum(members, 0.5) / has_data.sum()
+    taken = np.take_along_axis(losses, cluster_of[:, None], 1).squeeze(1)
+    return float((-logsumexp(np.log(share) - losses, axis=1) - taken)[has_data].sum())
+
+
+def rows_cost(rows: np.ndarray, others: np.ndarray, samples: np.ndarray, variance: float) -> float:
+    """What the rows (K, D) of a table cost, given the rows (L, D) of the other.
+
+    samples : (K, L) of each pair of clusters
+    """
+    curvature = np.einsum("kl,ld,le->kde", samples, others, others) / variance
+    count = torch.tensor(samples.sum(1))
+    spread = spread_of(torch.tensor(rows))
+    cost = RowCost.of(ClusterFisher(torch.tensor(curvature), count), spread, len(rows))
+    precision = cost.precision(torch.arange(len(rows)), count)
+    return float(cost.total(precision.sum(0), spread))
 
 
 def recovery(found: Tables, truth: Tables) -> dict[str, Any]:

@@ -175,7 +175,9 @@ def test_the_largest_cluster_of_a_matrix_is_as_many_times_the_smallest() -> None
     assert np.bincount(made.user_cluster).tolist() == [10, 20, 30, 40, 50]
     even = planted_nmf(150, 60, 5, 3, rank=2, size_ratio=1, seed=0)
     assert np.bincount(even.user_cluster).tolist() == [30] * 5
-    assert np.bincount(planted_nmf(2, 2, 2, 2, rank=1, observed=1, seed=0).user_cluster).tolist() == [1, 1]
+    assert np.bincount(
+        planted_nmf(2, 2, 2, 2, rank=1, observed=1, seed=0).user_cluster
+    ).tolist() == [1, 1]
 
 
 def test_entries_of_a_matrix_are_seen_once_and_as_many_as_asked() -> None:
