@@ -76,9 +76,9 @@ the nearest two may be too alike for anybody to tell from the entries seen.
 
 **What is compared.** The adjusted Rand index (ARI) of two clusterings is 1 where they agree, and 0
 by chance. *Best possible* is the ARI of one who knows rows, sizes, noise and the other table's
-clusters, and names the likeliest cluster of each entity. *Row error* is |found - planted| /
-|planted|, after the factors are put in order and to scale; *block error* is that of the scores of
-all pairs of clusters.
+clusters, and names the likeliest cluster of each entity: no method can expect more. *Row error* is
+the length of all found rows less the planted ones, over that of the planted ones, after the factors
+are put in order and to scale. *Block error* is the same of the scores of all pairs of clusters.
 
 ## The headline setting
 
@@ -150,11 +150,11 @@ def headline_lines(headline: list[Result]) -> list[str]:
         return ["No results yet."]
     exact, recovered = sum(map(is_exact, headline)), sum(map(is_recovered, headline))
     lines = [
-        f"**The counts are 10 and 10 in {exact} of {len(headline)} seeds; counts and clusters (ARI",
-        f"of both tables >= {RECOVERED}) in {recovered} of {len(headline)}.**",
+        f"**The counts are 10 and 10 in {exact} of {len(headline)} seeds. They are, and the ARI of",
+        f"both tables is at least {RECOVERED}, in {recovered} of {len(headline)}.**",
         "",
         "| seed | clusters found | ARI users, items | best possible | factor cosine | row error "
-        "| block error | training MSE / noise | seconds |",
+        "| block error | training MSE / noise | CPU seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -238,14 +238,14 @@ def failure_lines(results: dict[str, Result]) -> list[str]:
     tried = [one for one in results.values() if one["setting"]["rows"] == "auto"]
     missed = [one for one in tried if not is_recovered(one)]
     lines = [
-        f"{len(missed)} of {len(tried)} fits with `auto` miss a count, or an ARI of {RECOVERED} in",
-        "either table. There are three reasons:",
+        f"{len(missed)} of {len(tried)} fits with `auto` miss a count, or have an ARI below",
+        f"{RECOVERED} in a table. There are three reasons:",
         "",
         f"- *Too little to tell by*: the best possible ARI is itself below {RECOVERED}.",
-        "- *Not worth its rows*: entities could be told apart, but the tables found have a shorter",
-        "  description than the planted ones. The objective itself prefers them.",
+        "- *Not worth its rows*: the tables found have a shorter description than the planted",
+        "  ones. The objective itself prefers them.",
         "- *Stopped short*: the planted tables would have the shorter description. The search, not",
-        "  the objective, is at fault; another start may do better.",
+        "  the objective, is at fault; another start or more epochs may do better.",
         "",
         "| users, items | planted | seen | noise | seed | found | ARI users, items | best possible "
         "| above the planted, nats | reason |",
