@@ -196,7 +196,8 @@ def fitted(setting: Setting, data: Interactions) -> NMF:
         lr_drop_from=0.6,
         weight_decay=0.0,
     )
-    rounds = ClusterSchedule(every=2 if len(data) < 150 * options.batch_size else 1)
+    every = 2 if len(data) < 150 * options.batch_size else 1
+    rounds = ClusterSchedule(growth_rounds=6, every=every)
     Trainer(model, SquaredError(), options, clusters=rounds, seed=seed).fit(data)
     return model
 
