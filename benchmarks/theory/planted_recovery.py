@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import process_time
 from typing import Any, Literal
@@ -35,6 +35,7 @@ class Setting:
 
     entities : of either table      clusters : planted in either table
     rows : of either table, "auto" or a count
+    starts_planted : whether a fixed count starts from the planted tables, see `with_clusters`
     Other fields are those of `planted_nmf`.
     """
 
@@ -44,6 +45,7 @@ class Setting:
     observed: float = 0.1
     noise: float = 0.5
     rows: int | Literal["auto"] = "auto"
+    starts_planted: bool = False
 
     @property
     def rank(self) -> int:
@@ -54,7 +56,7 @@ class Setting:
     def name(self) -> str:
         return (
             f"n{self.entities}-k{self.clusters}-seen{self.observed:g}-noise{self.noise:g}"
-            f"-rows{self.rows}-seed{self.seed}"
+            f"-rows{self.rows}-{'planted-' * self.starts_planted}seed{self.seed}"
         )
 
     def data(self) -> PlantedData:
@@ -75,6 +77,7 @@ class Series:
     """Settings that differ in one thing.
 
     axis : what the plot writes below it
+    always : what is the same in all of them
     """
 
     title: str
@@ -82,22 +85,26 @@ class Series:
     varied: str
     values: Sequence[Any]
     seeds: range = range(3)
+    always: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, value: Any) -> list[Setting]:
-        return [Setting(seed=seed, **{self.varied: value}) for seed in self.seeds]
+        return [Setting(seed=seed, **{self.varied: value}, **self.always) for seed in self.seeds]
 
     def all_settings(self) -> list[Setting]:
         return [setting for value in self.values for setting in self.settings(value)]
 
 
+_FIXED = (2, 4, 6, 8, 9, 10, 11, 12, 14, 16, 20)
 SERIES = {
     "headline": Series("The headline setting", "", "clusters", (10,), range(10)),
-    "rows": Series(
-        "The objective against the cluster count",
+    "objective": Series(
+        "Fixed counts, from the planted tables",
         "rows of either table",
         "rows",
-        (2, 4, 6, 8, 9, 10, 11, 12, 14, 16, 20),
+        _FIXED,
+        always={"starts_planted": True},
     ),
+    "search": Series("Fixed counts, from nothing", "rows of either table", "rows", _FIXED),
     "noise": Series(
         "Noise",
         "standard deviation of the noise / of the scores",
@@ -144,7 +151,7 @@ def measure(setting: Setting) -> Result:
     """Fit one planted matrix and compare the tables with the truth."""
     data = setting.data()
     began = process_time()
-    model = fitted(setting, data.interactions)
+    model = refitted(setting, data) if setting.starts_planted else fitted(setting, data)
     seconds = process_time() - began
     found, truth = Tables.found(model), Tables.planted(data)
     variance = data.noise_std**2
@@ -173,14 +180,14 @@ def measure(setting: Setting) -> Result:
     }
 
 
-def fitted(setting: Setting, data: Interactions) -> NMF:
+def fitted(setting: Setting, planted: PlantedData) -> NMF:
     """Nonnegative factorization with `auto` or fixed counts; the rank is given.
 
     An epoch is a hundred steps, or more where a step would take more than 1,024 samples. There are
     30 epochs of 102,400 samples; up to 60 of fewer samples, and at least 12 of more. A cluster
     round follows every 200 steps, or every epoch if that is longer.
     """
-    width, seed = setting.rank, setting.seed
+    width, seed, data = setting.rank, setting.seed, planted.interactions
     model = NMF(
         ClusteredEmbedding(setting.entities, width, max_clusters=setting.rows),
         ClusteredEmbedding(setting.entities, width, max_clusters=setting.rows),
@@ -200,6 +207,68 @@ def fitted(setting: Setting, data: Interactions) -> NMF:
     rounds = ClusterSchedule(growth_rounds=6, every=every)
     Trainer(model, SquaredError(), options, clusters=rounds, seed=seed).fit(data)
     return model
+
+
+def refitted(setting: Setting, planted: PlantedData) -> NMF:
+    """The same with a fixed count, from the planted tables with so many clusters.
+
+    The start is good and steps are small, so that the end is near the best for the count.
+    """
+    start = with_clusters(Tables.planted(planted), int(setting.rows), setting.seed)
+    users, items = (
+        ClusteredEmbedding.from_pretrained(
+            torch.tensor(rows, dtype=torch.float32), torch.tensor(cluster_of), freeze=False
+        )
+        for rows, cluster_of in ((start.users, start.user_of), (start.items, start.item_of))
+    )
+    model = NMF(users, items)
+    options = TrainingOptions(
+        epochs=14,
+        batch_size=-(-len(planted.interactions) // 100),
+        optimizer="adam",
+        learning_rate=0.01,
+        lr_drop=0.1,
+        lr_drop_from=0.6,
+        weight_decay=0.0,
+    )
+    rounds = ClusterSchedule(every=2)
+    trainer = Trainer(model, SquaredError(), options, clusters=rounds, seed=setting.seed)
+    trainer.fit(planted.interactions)
+    return model
+
+
+def with_clusters(tables: Tables, count: int, seed: int) -> Tables:
+    """Tables with `count` clusters each: the most alike are joined, or the largest divided.
+
+    Joined are the two clusters whose scores rise least in squared error; a half of the largest, at
+    random, gets a row of its own, which is a copy.
+    """
+    rng = np.random.default_rng(seed)
+
+    def changed(
+        cluster_of: np.ndarray, rows: np.ndarray, others: np.ndarray, other_of: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        cluster_of, weight = cluster_of.copy(), np.bincount(other_of)
+        while len(rows) > count:
+            size, scores = np.bincount(cluster_of), rows @ others.T
+            rise = np.square(scores[:, None] - scores) @ weight
+            rise *= size[:, None] * size / (size[:, None] + size)
+            np.fill_diagonal(rise, np.inf)
+            kept, gone = sorted(np.unravel_index(rise.argmin(), rise.shape))
+            rows[kept] = np.average(rows[[kept, gone]], axis=0, weights=size[[kept, gone]])
+            rows = np.delete(rows, gone, axis=0)
+            cluster_of[cluster_of == gone] = kept
+            cluster_of[cluster_of > gone] -= 1
+        while len(rows) < count:
+            largest = int(np.bincount(cluster_of).argmax())
+            members = rng.permutation(np.flatnonzero(cluster_of == largest))
+            cluster_of[members[: len(members) // 2]] = len(rows)
+            rows = np.concatenate([rows, rows[[largest]]])
+        return cluster_of, rows
+
+    user_of, users = changed(tables.user_of, tables.users.copy(), tables.items, tables.item_of)
+    item_of, items = changed(tables.item_of, tables.items.copy(), tables.users, tables.user_of)
+    return Tables(user_of, item_of, users, items)
 
 
 def squared_error(tables: Tables, data: Interactions) -> float:
