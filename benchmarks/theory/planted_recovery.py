@@ -105,14 +105,9 @@ SERIES = {
         always={"starts_planted": True},
     ),
     "search": Series("Fixed counts, from nothing", "rows of either table", "rows", _FIXED),
-    "noise": Series(
-        "Noise",
-        "standard deviation of the noise / of the scores",
-        "noise",
-        (0.25, 0.5, 1.0, 2.0),
-    ),
+    "noise": Series("Noise", "noise / std of scores", "noise", (0.25, 0.5, 1.0, 2.0)),
     "clusters": Series("Planted clusters", "planted clusters", "clusters", (3, 5, 10, 20)),
-    "observed": Series("Share of entries seen", "entries seen", "observed", (0.01, 0.03, 0.1, 0.3)),
+    "observed": Series("Entries seen", "share", "observed", (0.01, 0.03, 0.1, 0.3)),
     "entities": Series("Size", "users, and items", "entities", (300, 1000, 3000)),
 }
 
