@@ -128,6 +128,9 @@ $conditions
 ## Where it fails
 
 $failures
+
+Not tried here: an unknown rank, a few entities with most of the entries, noise that is not normal,
+and rows that are not nonnegative.
 """)
 
 
@@ -177,7 +180,8 @@ def headline_lines(headline: list[Result]) -> list[str]:
 def objective_lines(results: dict[str, Result]) -> list[str]:
     series = SERIES["objective"]
     runs = {value: of(results, series.settings(value)) for value in series.values}
-    if not all(runs.values()):
+    runs = {value: some for value, some in runs.items() if some}
+    if not runs:
         return ["No results yet."]
     searched = {value: of(results, SERIES["search"].settings(value)) for value in series.values}
     auto = of(results, [Setting(seed=seed) for seed in series.seeds])
@@ -261,14 +265,29 @@ def counts(some: list[Result]) -> str:
 
 
 def failure_lines(results: dict[str, Result]) -> list[str]:
-    """Every fit with `auto` that missed, and which of three reasons it had."""
+    """Where recovery ends, and every fit with `auto` that missed, with one of three reasons."""
     tried = [one for one in results.values() if one["setting"]["rows"] == "auto"]
     missed = [one for one in tried if not is_recovered(one)]
     lines = [
-        f"{len(missed)} of {len(tried)} fits with `auto` miss a count, or have an ARI below",
-        f"{RECOVERED} in a table. There are three reasons:",
+        "Clusters count as recovered where both counts are right and the ARI of both tables is at",
+        f"least {RECOVERED}. Seeds recovered, with the rest as in the headline setting:",
         "",
-        f"- *Too little to tell by*: the best possible ARI is itself below {RECOVERED}.",
+    ]
+    for name in CONDITIONS:
+        series = SERIES[name]
+        runs = {value: of(results, series.settings(value)) for value in series.values}
+        each = [
+            f"{sum(map(is_recovered, some))} of {len(some)} at {named(series, value)}"
+            for value, some in runs.items()
+            if some
+        ]
+        lines.append(f"- {series.title}: {', '.join(each)}.")
+    lines += [
+        "",
+        f"In all, {len(missed)} of {len(tried)} fits with `auto` miss, for one of three reasons:",
+        "",
+        "- *Too little to tell by*: the counts are right and the ARI is within 0.02 of the best",
+        "  possible, but that is too low itself.",
         "- *Not worth its rows*: the tables found have a shorter description than the planted",
         "  ones. The objective itself prefers them.",
         "- *Stopped short*: the planted tables would have the shorter description. The search, not",
@@ -287,11 +306,12 @@ def failure_lines(results: dict[str, Result]) -> list[str]:
             f"| {one['best_ari'][0]:.3f}, {one['best_ari'][1]:.3f} "
             f"| {excess_nats(one):,.0f} | {reason(one)} |"
         )
-    return lines if missed else lines[:1]
+    return lines
 
 
 def reason(result: Result) -> str:
-    if min(result["best_ari"]) < RECOVERED:
+    is_best = min(np.subtract(result["ari"], result["best_ari"])) >= -0.02
+    if is_exact(result) and is_best:
         return "too little to tell by"
     return "not worth its rows" if excess_nats(result) <= 0 else "stopped short"
 
