@@ -6,19 +6,23 @@ given both. In nats, after Rissanen ("Modeling by shortest data description", Au
     sum_e -log sum_k (N_k/N) exp(-L_e(k))  +  R
 
 L_e(k) is the loss of entity e's samples in cluster k; N_k are its members with data, N = sum N_k. R
-is what rows cost, as precisely as data determine them: see row_cost.py. The first sum is at most that of loss - log share of the cluster
-taken, N H(N_1/N, ...) for the names of clusters. It is less where entities are undecided between
-clusters: naming either serves, and the choice carries bits that come back (Hinton and van Camp,
-COLT 1993). Without them a cold entity costs as much to name as a warm one, and gains nothing.
+is what rows cost, as precisely as data determine them: see row_cost.py. The first sum is at most
+that of loss - log share of the cluster taken, N H(N_1/N, ...) for the names of clusters. It is less
+where entities are undecided between clusters: naming either serves, and the choice carries bits
+that come back (Hinton and van Camp, COLT 1993). Without them a cold entity costs as much to name as
+a warm one, and gains nothing.
 
 A split must shorten the description. It pays if
 
     gain > (R after - R before) + N_c H(N_L/N_c)
 
-where the gain is the fall of the loss and the bits that come back. It is measured with true losses.
-Children start near their parent, where little is gained yet; so trial rows stand for where training
-will take them, one Newton step further. The parent is given its own step: what it gains alone is no
-reason to split.
+where the gain is the fall of the loss and the bits that come back. It is measured with true losses,
+at trial rows one Newton step from the parent, and children start there: what was measured is what
+is committed. Of a start nearer to the parent, the reassignment that follows undoes much: rows still
+explain nearly the same, and the prior decides.
+
+The parent is given its own step: what it gains alone is no reason to split. A row that would gain
+more by its step than its split has to spare is too far from rest for either to be known: it waits.
 """
 
 from __future__ import annotations
@@ -133,7 +137,8 @@ def paying_splits(
 
     statistics : of all members with data of the clusters that `plan` divides, taken at their rows
     fisher : taken at the same rows
-    returns : splits with their true gain; priority is by how much it exceeds the cost
+    returns : splits with their true gain, and children at the rows where it was measured; priority
+        is by how much it exceeds the cost
     cost : one pass over the samples, each evaluated 10 times
     """
     if not plan.splits:
@@ -154,7 +159,9 @@ def paying_splits(
         torch.cat([present, part], 1) for part in losses[:, 1:].split(len(STEP_SIZES), 1)
     )
     everyone = torch.ones_like(goes)
-    parent_loss = sides.summed(parent, everyone).amin(1)  # (K_max,)
+    parent_losses = sides.summed(parent, everyone)  # (K_max, 1 + STEP_SIZES)
+    parent_loss = parent_losses.amin(1)
+    unrest = parent_losses[:, 0] - parent_loss
     stay_best = sides.summed(stay, ~goes).argmin(1)
     move_best = sides.summed(move, goes).argmin(1)
     stay_loss = stay.gather(1, stay_best[cluster].unsqueeze(1)).squeeze(1)
@@ -166,9 +173,8 @@ def paying_splits(
     gain += sides.summed(sides.returned(stay_loss, move_loss, goes), everyone)
     live = table.live_clusters()
     going = sides.summed(statistics.count.double(), goes)
-    stay_rows, move_rows = (
-        _best_rows(table, step, best) for step, best in zip(steps[1:], (stay_best, move_best), strict=True)
-    )
+    stay_rows = _best_rows(table, steps[1], stay_best)
+    move_rows = _best_rows(table, steps[2], move_best)
     cost = naming_cost(left, right)
     cost[live] += split_row_costs(
         fisher, table.weight.detach(), live, live, stay_rows[live], move_rows[live], going[live]
@@ -176,7 +182,7 @@ def paying_splits(
     kept = []
     for split in plan.splits:
         k = split.cluster
-        if gain[k] > cost[k] and left[k] > 0 and right[k] > 0:
+        if gain[k] - cost[k] > unrest[k] and left[k] > 0 and right[k] > 0:
             kept.append(
                 replace(
                     split,
@@ -334,18 +340,29 @@ def paying_splits_together(
     alone = stepped(table, newton_steps(statistics, cluster, fisher, every_row))
     losses = total_losses_under(table, loss, alone + trials)
     before = min(losses[: 1 + len(alone)])
-    after = [min(part) for part in _groups(losses[1 + len(alone) :], len(STEP_SIZES))]
+    after_each = _groups(losses[1 + len(alone) :], len(STEP_SIZES))
+    after = [min(part) for part in after_each]
     costs = _costs_by_estimate(table, statistics, fisher, ranked)
     surplus = [before - now - sum(costs[:count]) for now, count in zip(after, counts, strict=True)]
     best = max(range(len(counts)), key=surplus.__getitem__)
-    if surplus[best] <= 0:
+    if surplus[best] <= losses[0] - before:
         return SplitPlan(())
     chosen = ranked[: counts[best]]
     each = surplus[best] / len(chosen)
+    taken = best * len(STEP_SIZES) + after_each[best].index(after[best])
+    children = trials[taken].rows
+    assert children is not None
     return SplitPlan(
         tuple(
-            replace(split, gain=cost + each, cost=cost, priority=each)
-            for split, cost in zip(chosen, costs, strict=False)
+            replace(
+                split,
+                stay_row=children[split.cluster],
+                move_row=children[new],
+                gain=cost + each,
+                cost=cost,
+                priority=each,
+            )
+            for split, new, cost in zip(chosen, sleeping.tolist(), costs, strict=False)
         )
     )
 

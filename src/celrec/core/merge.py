@@ -4,8 +4,8 @@ A cluster is dissolved if sending each of its members to the best other cluster 
 description of the table (description_length.py). The loss of its members counts after the row's own
 best trial step, so that a cluster whose row still trains is not judged by where it stands today.
 
-A split must save more than 1/2 D log of all samples of its parent, a merge loses only the same of
-the part that goes: with rows that have settled each of both shortens the description, and they end.
+A split is priced by the same description, rows included (row_cost.py): with rows that have settled
+each of both shortens it, and they end.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ class GainSplit:
     know the correlations of the table's gradients lower the loss more at once and end lower in
     validation AUC on ML-1M, at any eta: it is the overshoot that sets the children apart.
 
-    eta : in [0, 1]; 0 starts both children as copies of the parent
+    eta : in [0, 1]; 0 starts both children as copies of the parent. Of a table with
+        max_clusters="auto", children start where their gain was measured, whatever `eta`
     damping : > 0, samples' worth of curvature that hold a row in place
     max_step : >= 0, a child starts no further from its parent than this share of the parent's
         length: squared gradients understate the curvature where the loss is not in nats
