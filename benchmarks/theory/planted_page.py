@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from string import Template
@@ -58,8 +59,8 @@ def is_recovered(result: Result) -> bool:
 _PAGE = Template("""\
 # Planted nonnegative factorization
 
-*Written by `python benchmarks/theory/planted_nmf.py`; $where, one thread a job. Fingerprints of the
-data and all figures of every seed are in planted-nmf.json.$missing*
+*Written by `python benchmarks/theory/planted_nmf.py`, one thread a job. Fingerprints of the data and
+all figures of every seed are in planted-nmf.json. $where.$missing*
 
 Does a clustered table find clusters that are there, as many as there are, and their rows? Here the
 truth is known. `planted_nmf` draws a nonnegative matrix of known rank, clusters and noise, and
@@ -145,11 +146,12 @@ def page_text(results: dict[str, Result]) -> str:
         ]
     shown = shown_seed(results)
     wanted = {one.name for series in SERIES.values() for one in series.all_settings()}
+    places = Counter(result["where"] for result in results.values())
     num_missing = len(wanted - set(results))
     return _PAGE.substitute(
         missing=f" {num_missing} of {len(wanted)} fits are not in yet." if num_missing else "",
         shown="none recovered yet" if shown is None else f"seed {shown['setting']['seed']}",
-        where="; ".join(sorted({result["where"] for result in results.values()})),
+        where="; ".join(f"{count} fits at {place}" for place, count in sorted(places.items())),
         headline="\n".join(headline_lines(of(results, SERIES["headline"].all_settings()))),
         objective="\n".join(objective_lines(results)),
         conditions="\n".join(conditions).rstrip(),
