@@ -59,8 +59,8 @@ def is_recovered(result: Result) -> bool:
 _PAGE = Template("""\
 # Planted nonnegative factorization
 
-*Written by `python benchmarks/theory/planted_nmf.py`, one thread a job. Fingerprints of the data and
-all figures of every seed are in planted-nmf.json. $where.$missing*
+*Written by `python benchmarks/theory/planted_nmf.py`, one thread a job. Fingerprints of the data
+and all figures of every seed are in planted-nmf.json. $where.$missing*
 
 Does a clustered table find clusters that are there, as many as there are, and their rows? Here the
 truth is known. `planted_nmf` draws a nonnegative matrix of known rank, clusters and noise, and
