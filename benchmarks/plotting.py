@@ -1,8 +1,9 @@
 """How the plots in docs/results look: one style, direct labels, the same file from the same data.
 
-A script in a folder beside this file puts that folder's parent on the path first:
+A script in a folder beside this file puts this folder on the path, and imports when it draws:
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
+    ...
     from plotting import COLOURS, label, new_figure, save
 
 matplotlib comes with the `dev` extra.
@@ -73,21 +74,25 @@ _STYLE: dict[Any, Any] = {
 
 
 def new_figure(
-    num_columns: int = 1, *, width: float = 7.2, height: float = 3.2, **options: Any
-) -> tuple[Figure, Sequence[Axes]]:
-    """An empty figure with its axes side by side.
+    num_columns: int = 1,
+    num_rows: int = 1,
+    *,
+    width: float = 7.2,
+    height: float = 3.2,
+    **options: Any,
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure and its axes, from left to right, then down.
 
     width, height : in inches; a page of the documentation is 7.2 wide
     options : of `Figure.subplots`, such as sharey
-    returns : the figure and its axes, `num_columns` of them, from left to right
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.rcParams.update(_STYLE)
     figure = Figure(figsize=(width, height))
-    axes = figure.subplots(1, num_columns, squeeze=False, **options)
-    return figure, list(axes[0])
+    axes = figure.subplots(num_rows, num_columns, squeeze=False, **options)
+    return figure, list(axes.flat)
 
 
 def label(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celrec.data.synthetic import PlantedData, planted_clusters
+from celrec.data.synthetic import PlantedData, planted_clusters, planted_nmf
 from celrec.errors import ArgumentError
 
 
@@ -139,3 +139,91 @@ def test_more_clusters_than_entities_are_refused() -> None:
         planted_clusters(4, 4, 5, 2, num_interactions=10, seed=0)
     with pytest.raises(ArgumentError, match="there is one user cluster"):
         planted_clusters(4, 4, 1, 2, num_interactions=10, seed=0, drift=0.5)
+
+
+# --- nonnegative matrices ------------------------------------------------------------------------
+
+
+def planted_matrix(**options: object) -> PlantedData:
+    plain = {"rank": 3, "seed": 0}
+    return planted_nmf(120, 90, 4, 5, **(plain | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_factor_is_alone_in_one_row_of_either_table(seed: int) -> None:
+    made = planted_matrix(seed=seed)
+    for rows, K in ((made.user_rows, 4), (made.item_rows, 5)):
+        assert rows.shape == (K, 3)
+        assert (rows >= 0).all()
+        pure = rows[(rows > 0).sum(1) == 1]
+        assert sorted(pure.argmax(1).tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clusters_of_a_matrix_are_as_far_apart_as_asked(seed: int) -> None:
+    made = planted_matrix(seed=seed, separation=0.5)
+    scores = (made.user_rows @ made.item_rows.T)[np.ix_(made.user_cluster, made.item_cluster)]
+    for lines, cluster_of in ((scores, made.user_cluster), (scores.T, made.item_cluster)):
+        first = [lines[cluster_of == k][0] for k in np.unique(cluster_of)]
+        for k, line in enumerate(first):
+            for other in first[:k]:
+                assert np.square(line - other).mean() ** 0.5 >= 0.499 * scores.std()
+
+
+def test_the_largest_cluster_of_a_matrix_is_as_many_times_the_smallest() -> None:
+    made = planted_nmf(150, 60, 5, 3, rank=2, size_ratio=5, seed=0)
+    assert np.bincount(made.user_cluster).tolist() == [10, 20, 30, 40, 50]
+    even = planted_nmf(150, 60, 5, 3, rank=2, size_ratio=1, seed=0)
+    assert np.bincount(even.user_cluster).tolist() == [30] * 5
+    assert np.bincount(
+        planted_nmf(2, 2, 2, 2, rank=1, observed=1, seed=0).user_cluster
+    ).tolist() == [1, 1]
+
+
+def test_entries_of_a_matrix_are_seen_once_and_as_many_as_asked() -> None:
+    made = planted_matrix(observed=0.25)
+    data = made.interactions
+    assert len(set(zip(data.user.tolist(), data.item.tolist(), strict=True))) == len(data)
+    assert abs(len(data) / (120 * 90) - 0.25) < 0.02
+    assert abs(np.corrcoef(np.arange(len(data)), data.user)[0, 1]) < 0.1  # in random order
+    assert len(planted_matrix(observed=1.0).interactions) == 120 * 90
+
+
+def test_noise_of_a_matrix_is_in_units_of_its_scores() -> None:
+    made = planted_matrix(noise=0.5, observed=1.0)
+    rest = made.interactions.label - made.score
+    assert made.noise_std == pytest.approx(0.5 * made.score.std(), rel=1e-6)  # all entries are seen
+    assert rest.std() == pytest.approx(made.noise_std, rel=0.03)
+    exact = planted_matrix(noise=0.0)
+    np.testing.assert_allclose(exact.interactions.label, exact.score, rtol=1e-6)
+
+
+def test_the_seed_decides_a_matrix() -> None:
+    first, second = planted_matrix().interactions, planted_matrix(seed=1).interactions
+    assert first.fingerprint() == planted_matrix().interactions.fingerprint()
+    assert first.fingerprint() != second.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank is 0"),
+        ({"rank": 5}, "num_user_clusters is 4; wanted an integer of at least 5"),
+        ({"observed": 0.0}, "observed is 0"),
+        ({"observed": 1.1}, "observed is 1.1"),
+        ({"noise": -1.0}, "noise is -1"),
+        ({"size_ratio": 0.5}, "size_ratio is 0.5"),
+        ({"separation": -1.0}, "separation is -1"),
+        ({"separation": 9.0}, "separation is 9, and 1000 draws .* wanted less"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_bad_arguments_of_a_matrix_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        planted_matrix(**options)
+
+
+def test_a_matrix_of_one_cluster_has_scores_that_are_all_the_same() -> None:
+    made = planted_nmf(10, 10, 1, 1, rank=1, seed=0)
+    assert len(set(made.score.tolist())) == 1
+    assert made.noise_std == 0
