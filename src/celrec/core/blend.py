@@ -61,9 +61,7 @@ class CodePlan:
         )
 
     @staticmethod
-    def of(
-        entities: Tensor, clusters: Tensor, positions: Tensor, weights: Tensor
-    ) -> CodePlan:
+    def of(entities: Tensor, clusters: Tensor, positions: Tensor, weights: Tensor) -> CodePlan:
         """Codes of m among C clusters.
 
         clusters : int64 (E, C)      positions : int64 (E, m), in [0, C), the heaviest first
@@ -156,13 +154,14 @@ class NearestBlend(BlendRule):
         [[1]]
         """
         rows = rows.to(posterior.dtype)
-        if clusters.stride(0) == 0:  # the same for all
+        is_shared = len(clusters) > 0 and clusters.stride(0) == 0  # the same for all
+        if is_shared:
             target = posterior @ rows[clusters[0]]
         else:
             target = torch.einsum("ec,ecd->ed", posterior, rows[clusters])
         if clusters.shape[1] > MAX_BLEND:
-            clusters = clusters.gather(1, posterior.topk(max(MAX_BLEND, blend_size), 1).indices)
-        is_shared = clusters.stride(0) == 0
+            clusters = clusters.gather(1, posterior.topk(MAX_BLEND, 1).indices)
+            is_shared = False
         candidates = rows[clusters[:1] if is_shared else clusters]  # (1 or E, C, D)
         positions, weights = nearest_blends(candidates, target, blend_size)
         return CodePlan.of(entities, clusters, positions, weights)
