@@ -33,6 +33,8 @@ from celrec.core.recording import SampleLoss
 from celrec.core.statistics import StatisticsPass, bytes_per_entity, collect_statistics
 from celrec.errors import ArgumentError, check_count, check_number
 
+_MIXED_AT_A_TIME = 1 << 11  # entities with candidates of their own: 64 x 64 numbers for each
+
 if TYPE_CHECKING:
     from celrec.core.embedding import ClusteredTable
 
@@ -155,16 +157,19 @@ class NearestBlend(BlendRule):
         """
         rows = rows.to(posterior.dtype)
         is_shared = len(clusters) > 0 and clusters.stride(0) == 0  # the same for all
-        if is_shared:
-            target = posterior @ rows[clusters[0]]
-        else:
-            target = torch.einsum("ec,ecd->ed", posterior, rows[clusters])
-        if clusters.shape[1] > MAX_BLEND:
-            clusters = clusters.gather(1, posterior.topk(MAX_BLEND, 1).indices)
-            is_shared = False
-        candidates = rows[clusters[:1] if is_shared else clusters]  # (1 or E, C, D)
-        positions, weights = nearest_blends(candidates, target, blend_size)
-        return CodePlan.of(entities, clusters, positions, weights)
+        if is_shared and clusters.shape[1] <= MAX_BLEND:
+            candidates = rows[clusters[0]]
+            found = nearest_blends(candidates.unsqueeze(0), posterior @ candidates, blend_size)
+            return CodePlan.of(entities, clusters, *found)
+        plans = []
+        for some in torch.arange(len(entities), device=rows.device).split(_MIXED_AT_A_TIME):
+            theirs, weights = clusters[some], posterior[some]
+            target = torch.einsum("ec,ecd->ed", weights, rows[theirs])
+            if theirs.shape[1] > MAX_BLEND:
+                theirs = theirs.gather(1, weights.topk(MAX_BLEND, 1).indices)
+            found = nearest_blends(rows[theirs], target, blend_size)
+            plans.append(CodePlan.of(entities[some], theirs, *found))
+        return CodePlan.joined(plans)
 
 
 def plan_codes(
@@ -201,7 +206,7 @@ def plan_codes(
     num_columns = live.numel()
     if rule.num_candidates is not None:
         num_columns = min(num_columns, max(rule.num_candidates, blend_size))
-    block_bytes = bytes_per_entity(table.embedding_dim) + _bytes_of_candidates(num_columns)
+    block_bytes = bytes_per_entity(table.embedding_dim) + 4 * 8 * num_columns
     block_size = max(1, max_bytes // block_bytes)
 
     unseen = (count == 0).nonzero().flatten()
@@ -233,11 +238,6 @@ def plan_codes(
             losses = proposal_losses(table, loss, block, clusters)[:, 1:]
         plans.append(rule.plan(block, clusters, losses + theirs, all_rows, blend_size))
     return CodePlan.joined(plans)
-
-
-def _bytes_of_candidates(num_candidates: int) -> int:
-    """Per entity: some numbers for each, and the products of those that are mixed."""
-    return 4 * 8 * num_candidates + 8 * min(num_candidates, MAX_BLEND) ** 2
 
 
 def _estimated(

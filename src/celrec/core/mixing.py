@@ -24,10 +24,9 @@ def nearest_blend(rows: Tensor, target: Tensor, blend_size: int) -> tuple[Tensor
     >>> nearest_blend(rows, torch.tensor([0.25, 0.0]), blend_size=2)
     (tensor([0, 1]), tensor([0.7500, 0.2500]))
     """
-    positions, weights = nearest_blends(
-        rows.unsqueeze(0), target.unsqueeze(0), blend_size, num_steps=_MIX_STEPS
-    )
-    return positions[0], weights[0]
+    lines = rows.double().unsqueeze(0), target.double().unsqueeze(0)  # differences of products
+    positions, weights = nearest_blends(*lines, blend_size, num_steps=_MIX_STEPS)
+    return positions[0], weights[0].to(rows.dtype)
 
 
 def nearest_blends(
@@ -35,7 +34,7 @@ def nearest_blends(
 ) -> tuple[Tensor, Tensor]:
     """The same for many vectors at once.
 
-    rows : float (1, C, D), candidates that all vectors share, or (E, C, D), their own
+    rows : double (1, C, D), candidates that all vectors share, or (E, C, D), their own
     targets : (E, D)
     blend_size : m in [1, C]
     returns : int64 (E, m) positions in [0, C), the heaviest first, and their weights, (E, m)
