@@ -5,7 +5,7 @@
 A tenth of the users (or items) is held out of training entirely, see holdout.py. Ours are added to
 a trained table of blends; no row changes. The full table is trained from nothing on the training
 data and what is revealed. Jobs that are in `--out` already are kept, so that a run can be stopped
-and goes on. The last step writes docs/results/cold-start.md, .json and .svg.
+and goes on. The last step writes docs/results/cold-start.md and .json, and the plots.
 """
 
 from __future__ import annotations
@@ -49,8 +49,6 @@ held out in the same way, and every choice is made on it. Of a new entity the fi
 interactions in time are revealed. Everything after its tenth is predicted, the same events whatever
 is revealed; entities with fewer than 20 interactions are left out. AUC over all predicted events,
 mean and standard deviation of three seeds, which draw the entities and start the training.
-
-![AUC against interactions revealed](cold-start.svg)
 
 **Ours.** Dot products of width 32, 32 rows a table, blends of four. New entities are added to the
 trained model (`add_entities`), and `update_codes` computes their codes; no row changes. Without
@@ -523,7 +521,7 @@ def gather(jobs: Jobs, name: str) -> Found | None:
 
 
 def write_report(jobs: Jobs) -> None:
-    """docs/results/cold-start.md, .json and .svg, of the scenarios that are done."""
+    """docs/results/cold-start.md and .json, and the plots, of the scenarios that are done."""
     scenarios = [found for name in SCENARIOS if (found := gather(jobs, name)) is not None]
     if not scenarios:
         return
@@ -536,6 +534,7 @@ def write_report(jobs: Jobs) -> None:
         tested = int(np.mean([one["test"] for one in counts]))
         events = int(np.mean([one["events"] for one in counts]))
         lines += [
+            *(picture(source) if entity == "user" else ()),
             f"## {TITLES[source]}, new {entity}s",
             "",
             f"{tested} new {entity}s and {events:,} events are scored for each of three seeds, "
@@ -571,7 +570,14 @@ def write_report(jobs: Jobs) -> None:
     (folder / "cold-start.md").write_text("\n".join(lines), encoding="utf-8")
     text = json.dumps(numbers, indent=1)
     (folder / "cold-start.json").write_text(text + "\n", encoding="utf-8")
-    draw(scenarios, folder / "cold-start.svg")
+    for source in TITLES:
+        some = [found for found in scenarios if SCENARIOS[found.name][0] == source]
+        if some:
+            draw(some, folder / f"cold-start-{source}.svg")
+
+
+def picture(source: str) -> tuple[str, str]:
+    return f"![AUC against interactions revealed, {source}](cold-start-{source}.svg)", ""
 
 
 def bytes_cells(found: Found, method: str) -> str:
@@ -625,7 +631,7 @@ def draw(scenarios: list[Found], path: Path) -> None:
         "blend": (COLOURS["blended"], "-", "blend"),
         "features": (COLOURS["personal"], "--", "blend, features"),
     }
-    figure, axes = new_figure(len(scenarios), width=3.6 * len(scenarios), height=3.6)
+    figure, axes = new_figure(len(scenarios), width=3.6 * len(scenarios), height=3.8)
     for place, found in zip(axes, scenarios, strict=True):
         source, entity = SCENARIOS[found.name]
         for method, (colour, dashes, name) in styles.items():
@@ -638,7 +644,8 @@ def draw(scenarios: list[Found], path: Path) -> None:
         place.set_title(f"{TITLES[source]}, new {entity}s")
         place.set_xlabel("interactions revealed")
     axes[0].set_ylabel("AUC")
-    axes[0].legend(frameon=False, fontsize=7.5, loc="lower right")
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, frameon=False, loc="outside upper left", ncols=3)
     save(figure, path)
 
 
