@@ -12,8 +12,8 @@ the temperature T > 1 corrects for that. An entity without data gets the prior i
 
 New entities have few samples, and their posterior is spread over many clusters: its best m say
 little of its mean. So their code is the mix of m rows that is nearest to that mean (NearestBlend);
-docs/results/cold-start.md has the figures. Of entities that rows were fitted to, the best m are as
-good or better.
+docs/results/cold-start.md has the figures. Of entities that rows were fitted to, the best m did as
+well on likes, and better on ratings.
 
 Not in the paper, which has one cluster for each entity.
 """
@@ -33,10 +33,10 @@ from celrec.core.recording import SampleLoss
 from celrec.core.statistics import StatisticsPass, bytes_per_entity, collect_statistics
 from celrec.errors import ArgumentError, check_count, check_number
 
-_MIXED_AT_A_TIME = 1 << 11  # entities with candidates of their own: 64 x 64 numbers for each
-
 if TYPE_CHECKING:
     from celrec.core.embedding import ClusteredTable
+
+_MIXED_AT_A_TIME = 1 << 11  # entities with candidates of their own: 64 x 64 numbers for each
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,8 @@ def plan_codes(
             theirs = prior[some][:, live].double()
             plans.append(mean_rule.code(entities[some], clusters, theirs, all_rows, blend_size))
 
-    for some in count.nonzero().flatten().split(block_size):
+    seen = count.nonzero().flatten()
+    for some in seen.split(block_size) if seen.numel() else ():
         block = entities[some]
         if prior is not None:
             penalties = -prior[some][:, live].double().log()
