@@ -69,6 +69,17 @@ the covariance of all that trained; the prior's width is chosen on validation, t
 takes 128 bytes there, six in a table of blends.
 
 **Popularity alone** ranks by the mean label of the item (for new items, of the user).
+
+**What it shows.** From the first interaction on, new entities are better served by a table of
+blends than by a full table that is trained anew with them. A full table whose new vectors are
+fitted alone, under a prior learned from the others, is about as good as the blends: what helps is
+the prior, and clusters are one that fits into six bytes. Mixing for the mean beats cutting to the
+heaviest four at every number revealed.
+
+Where nothing is revealed the full table is ahead, most of all for new items. There only the users
+differ, and how generous a user is, is told less finely by a blend than by a vector of its own: of
+new items of MovieLens-1M, not even the best common vector, fitted to all training data, came near.
+Side features more than make up for it for items; for users they say next to nothing.
 """
 SCENARIOS = {
     f"{source}-{entity}": (source, entity)
@@ -449,26 +460,26 @@ class Found:
         """Mean over seeds, with a 95 % bootstrap interval over new entities."""
         rng = np.random.default_rng(0)
         draws = np.zeros(NUM_DRAWS)
-        for seed, label in enumerate(self.label):
-            a, b = (self.predictions[method, count][seed] for method in (ours, rival))
-            starts = np.flatnonzero(np.diff(self.slot[seed], prepend=-1))
-            events_of = np.split(np.arange(len(label)), starts[1:])
+        for seed, (label, slot) in enumerate(zip(self.label, self.slot, strict=True)):
+            both = [self.predictions[method, count][seed] for method in (ours, rival)]
+            orders = [np.argsort(prediction, kind="stable") for prediction in both]
+            entities = np.unique(slot, return_inverse=True)[1]
+            num_entities = entities.max() + 1
             for i in range(NUM_DRAWS):
-                drawn = rng.integers(len(events_of), size=len(events_of))
-                some = np.concatenate([events_of[entity] for entity in drawn])
-                gain = fast_auc(label[some], a[some]) - fast_auc(label[some], b[some])
-                draws[i] += gain / len(self.label)
+                drawn = rng.integers(num_entities, size=num_entities)
+                times = np.bincount(drawn, minlength=num_entities)[entities]
+                a, b = (weighted_auc(label[order], times[order]) for order in orders)
+                draws[i] += (a - b) / len(self.label)
         mean = float((self.figures(ours, count) - self.figures(rival, count)).mean())
         low, high = np.percentile(draws, (2.5, 97.5))
         return mean, float(low), float(high)
 
 
-def fast_auc(label: np.ndarray, score: np.ndarray) -> float:
-    """AUC by ranks; ties, which differ for no method here, count by their order."""
-    is_one = label[np.argsort(score, kind="stable")] > 0
-    rank = np.flatnonzero(is_one) + 1.0
-    ones, zeros = len(rank), len(label) - len(rank)
-    return float((rank.sum() - ones * (ones + 1) / 2) / (ones * zeros))
+def weighted_auc(label: np.ndarray, times: np.ndarray) -> float:
+    """AUC of events in the order of their scores, each counted `times`; a tie counts by order."""
+    ones, zeros = times * label, times * (1 - label)
+    below = np.cumsum(zeros) - zeros
+    return float((ones * below).sum() / (ones.sum() * zeros.sum()))
 
 
 def gather(jobs: Jobs, name: str) -> Found | None:
