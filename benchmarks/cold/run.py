@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from holdout import REVEALED, Events, HeldOut, hold_out, side_features
 from celrec.core.blend import BlendRule, NearestBlend
 from celrec.core.first_codes import FirstCodes
 from celrec.core.memory import memory_report
+from celrec.data.catalog import load
 from celrec.experiments.build import build_model, completed, initialise, tables_of
 from celrec.experiments.config import RunConfig, merged
 from celrec.experiments.run import make_trainer
@@ -538,7 +540,8 @@ def write_report(jobs: Jobs) -> None:
         return
     folder = ROOT / "docs" / "results"
     numbers: dict[str, Any] = {}
-    lines = [HEAD]
+    machine = f"torch {torch.__version__}, {platform.machine()}, one thread"
+    lines = [HEAD, f"Seeds {', '.join(map(str, SEEDS))}; {machine}.", ""]
     for found in scenarios:
         source, entity = SCENARIOS[found.name]
         counts = [result["counts"] for result in found.results]
@@ -548,6 +551,7 @@ def write_report(jobs: Jobs) -> None:
             *(picture(source) if entity == "user" else ()),
             f"## {TITLES[source]}, new {entity}s",
             "",
+            f"Data fingerprint {load(source, progress=False).fingerprint()[:12]}. "
             f"{tested} new {entity}s and {events:,} events are scored for each of three seeds, "
             f"beside {counts[0]['warm']:,} {entity}s that trained.",
             "",
