@@ -73,10 +73,10 @@ takes 128 bytes there, six in a table of blends.
 **Popularity alone** ranks by the mean label of the item (for new items, of the user).
 
 **What it shows.** On MovieLens-1M, from the first interaction on, new entities are better served by
-a table of blends than by a full table that is trained anew with them. A full table whose new vectors are
-fitted alone, under a prior learned from the others, is about as good as the blends: what helps is
-the prior, and clusters are one that fits into six bytes. Mixing for the mean beats cutting to the
-heaviest four at every number revealed.
+a table of blends than by a full table that is trained anew with them. A full table whose new
+vectors are fitted alone, under a prior learned from the others, is about as good as the blends:
+what helps is the prior, and clusters are one that fits into six bytes. Mixing for the mean beats
+cutting to the heaviest four at every number revealed.
 
 Where nothing is revealed the full table is ahead, most of all for new items. There only the users
 differ, and how generous a user is, is told less finely by a blend than by a vector of its own: of
