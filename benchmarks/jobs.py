@@ -98,6 +98,12 @@ class Jobs:
         found = {name: self._kept(name, job) for name, job in jobs.items()}
         return {name: result for name, result in found.items() if result is not None}
 
+    def result(self, name: str) -> Any:
+        """The result of that name, whatever it was computed with; None if there is none."""
+        if not self.file(name).exists():
+            return None
+        return json.loads(self.file(name).read_text(encoding="utf-8"))["result"]
+
     def commits(self, jobs: Mapping[str, Job]) -> list[str]:
         """The commits at which the results of jobs were computed."""
         files = [self.file(name) for name in jobs if self.file(name).exists()]

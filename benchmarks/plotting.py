@@ -1,12 +1,6 @@
 """How the plots in docs/results look: one style, direct labels, the same file from the same data.
 
-A script in a folder beside this file puts this folder on the path, and imports when it draws:
-
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    ...
-    from plotting import COLOURS, label, new_figure, save
-
-matplotlib comes with the `dev` extra.
+matplotlib comes with the `dev` extra, and is imported when something is drawn.
 """
 
 from __future__ import annotations

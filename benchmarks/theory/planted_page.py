@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,10 +10,9 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from planted_recovery import SERIES, Result, Series, Setting
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from plotting import COLOURS, RULE, label, new_figure, save, ticks_at
+from benchmarks.plotting import COLOURS, RULE, label, new_figure, save, ticks_at
+from benchmarks.theory.planted_recovery import SERIES, Result, Series, Setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +57,7 @@ def is_recovered(result: Result) -> bool:
 _PAGE = Template("""\
 # Planted nonnegative factorization
 
-*Written by `python benchmarks/theory/planted_nmf.py`, one thread a job. Fingerprints of the data
+*Written by `python -m benchmarks.theory.planted_nmf`, one thread a job. Fingerprints of the data
 and all figures of every seed are in planted-nmf.json. $where.$missing*
 
 Does a clustered table find clusters that are there, as many as there are, and their rows? Here the

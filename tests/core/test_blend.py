@@ -197,6 +197,7 @@ def test_folding_in_the_training_data_reproduces_the_codes() -> None:
     some = torch.tensor([59, 0, 31, 61])
 
     # As when the codes were made: the users' against hard items, the items' against blended users.
+    clusters.update_rule = clusters.blend_rule
     model.items.load_state_dict(hard_items)
     theirs = [tuple(part[torch.isin(batch[0], some)] for part in batch) for batch in batches]
     model.users.codes[some] = 0  # whatever stood there does not matter

@@ -33,6 +33,26 @@ def test_decode_undoes_encode(values: list) -> None:
     assert all(value in vocabulary for value in values)
 
 
+@given(
+    st.one_of(
+        st.tuples(st.lists(kind), st.lists(kind)) for kind in (integers, st.text(), hashables)
+    )
+)
+def test_an_extended_vocabulary_keeps_dense_ids_and_appends(both: tuple[list, list]) -> None:
+    old, new = both
+    vocabulary = Vocabulary.from_values(old)
+    extended = vocabulary.extended(new)
+    fresh = list(dict.fromkeys(value for value in new if value not in set(old)))
+    assert list(extended) == [*vocabulary, *fresh]
+    assert extended.encode(old).tolist() == vocabulary.encode(old).tolist()
+    assert extended.extended(old) == extended
+
+
+def test_a_missing_value_extends_no_vocabulary() -> None:
+    with pytest.raises(DataError, match="value 1 of 2"):
+        Vocabulary.from_values([3]).extended([4, None])
+
+
 @given(st.lists(hashables), st.lists(hashables))
 def test_encode_agrees_with_a_dictionary(known: list, queries: list) -> None:
     vocabulary = Vocabulary.from_values(known)

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from celrec.core.blend import BlendRule, members_with_data, plan_codes
+from celrec.core.blend import (
+    BlendRule,
+    NearestBlend,
+    checked_prior,
+    members_with_data,
+    plan_codes,
+)
 from celrec.core.codes import MAX_BLEND, cluster_sizes, unpack
 from celrec.core.description_length import paying_splits, paying_splits_together
 from celrec.core.embedding import ClusteredTable, codes_kept_on_error
@@ -110,6 +116,7 @@ class ClusterOptimizer:
         that is (z - y)^2 / (2 s^2), s^2 the current mean squared error on the training data
     schedule : see ClusterSchedule
     split_rule, reassign_rule, blend_rule : the decisions
+    update_rule : in place of blend_rule, for the entities that `update_codes` is given
     select : takes some samples of a batch; needed only for batches that are not tensors, or
         tuples, lists, mappings or dataclasses of tensors whose first axis is the sample
     sample_of : for tables whose look-ups do not have the sample as their first axis: by table
@@ -144,6 +151,7 @@ class ClusterOptimizer:
         split_rule: SplitRule | None = None,
         reassign_rule: ReassignRule | None = None,
         blend_rule: BlendRule | None = None,
+        update_rule: BlendRule | None = None,
         select: SelectSamples = select_samples,
         sample_of: Mapping[str, SampleOf] | None = None,
         max_statistics_bytes: int = 1 << 30,
@@ -156,6 +164,7 @@ class ClusterOptimizer:
         self.split_rule: SplitRule = split_rule or GainSplit()
         self.reassign_rule = reassign_rule or ReassignRule()
         self.blend_rule = blend_rule or BlendRule()
+        self.update_rule: BlendRule = update_rule or NearestBlend()
         self.select = select
         self.sample_of = dict(sample_of or {})
         self.max_statistics_bytes = check_count(
@@ -220,7 +229,7 @@ class ClusterOptimizer:
                 table.prior_sizes = members_with_data(table, found.count)
                 entities = torch.arange(table.num_embeddings, device=found.count.device)
                 if m > 1:
-                    events.append(self._code(name, loss, found, entities, m))
+                    events.append(self._code(name, loss, found, entities, m, self.blend_rule))
         return events
 
     def personalize(
@@ -322,28 +331,41 @@ class ClusterOptimizer:
                 events.append(PersonalEvent(name, self.num_rounds, plan.entities))
         return events
 
-    def update_codes(self, table: str, entities: Tensor, batches: Iterable[Any]) -> CodeEvent:
+    def update_codes(
+        self,
+        table: str,
+        entities: Tensor,
+        batches: Iterable[Any],
+        *,
+        prior: Tensor | None = None,
+    ) -> CodeEvent:
         """Compute codes anew from the prior and exactly the samples given; rows stay as they are.
 
-        For entities that are new, or have new samples, after training. An entity without a sample
-        gets the prior's code. Nothing is accumulated: give all samples of an entity.
+        For entities that are new, or have new samples, after training; `update_rule` makes their
+        codes. An entity without a sample gets the prior's code. Nothing is accumulated: give all
+        samples of an entity.
 
         table : its name in the model
         entities : int (E,)   whose codes to compute, each once
         batches : as for `round`; samples of other entities of the table do no harm
+        prior : float (E, K_max) >= 0, the probability of every cluster for every entity, such as
+            `FirstCodes` predicts from side features; None: cluster popularity
         raises : ArgumentError, EntityIdError, LossError, SampleError; codes are then as before
         """
         if table not in self.tables:
             raise ArgumentError(f"table is {table!r}; {nearest_name(table, self.tables)}")
         chosen = self.tables[table]
-        ids = entities.to(chosen.weight.device).sort().values
+        ids, order = entities.to(chosen.weight.device).sort()
         chosen.check_ids(ids)
         if ids.numel() != ids.unique().numel():
             raise ArgumentError("entities names some entity twice; give each once")
+        if prior is not None:
+            prior = checked_prior(chosen, prior.to(chosen.weight.device), ids.numel())[order]
         with self._samples(batches) as loss:
             loss.look_at(table, self.sample_of.get(table))
             found = collect_statistics(chosen, loss, _NO_ENTITIES)
-            return self._code(table, loss, found, ids.long(), chosen.blend_size)
+            rule, blend_size = self.update_rule, chosen.blend_size
+            return self._code(table, loss, found, ids.long(), blend_size, rule, prior)
 
     def _code(
         self,
@@ -352,6 +374,8 @@ class ClusterOptimizer:
         found: StatisticsPass,
         entities: Tensor,
         blend_size: int,
+        rule: BlendRule,
+        prior: Tensor | None = None,
     ) -> CodeEvent:
         table = self.tables[name]
         plan = plan_codes(
@@ -360,9 +384,10 @@ class ClusterOptimizer:
             found,
             entities,
             blend_size,
-            rule=self.blend_rule,
+            rule=rule,
             reassign_rule=self.reassign_rule,
             max_bytes=self.max_statistics_bytes,
+            prior=prior,
         )
         table.commit_codes(plan)
         loss.rows_have_changed()

@@ -42,6 +42,7 @@ from celrec.core.codes import (
     unpack_weights,
 )
 from celrec.core.memory import TableMemory
+from celrec.core.mixing import nearest_blend
 from celrec.core.offsets import are_offsets, offsets_of, quantize_offsets
 from celrec.core.vector_clusters import cluster_vectors
 from celrec.errors import ArgumentError, DtypeError, EntityIdError, check_count
@@ -438,6 +439,64 @@ class ClusteredTable(nn.Module):
     def commit_moves(self, plan: ReassignPlan) -> None:
         """Move entities to the clusters that the plan names."""
         self.cluster_of[plan.entities] = pack(plan.to_cluster, self.cluster_of.dtype)
+
+    @torch.no_grad()
+    def add_entities(self, count: int) -> range:
+        """Take in new entities, in place; they get the code of the prior.
+
+        That is the blend nearest to the mean row, weighted by members that have data.
+        `ClusterOptimizer.update_codes` makes better codes of their first samples, `FirstCodes` of
+        side features. `weight` stays the same parameter, and the entities that were there keep
+        their ids and vectors, bit for bit. Save the new `num_embeddings` with the table: a state
+        dict loads only into a table of as many entities.
+
+        count : >= 1
+        returns : the new ids, N to N + count - 1
+        raises : ArgumentError
+
+        >>> table = ClusteredEmbedding.from_pretrained(torch.eye(2), torch.tensor([0, 1, 1, 1]))
+        >>> table.add_entities(2)
+        range(4, 6)
+        >>> table(torch.tensor([5])).tolist()
+        [[0.0, 1.0]]
+        """
+        check_count("count", count, at_least=1)
+        first = self.num_embeddings
+        live = self.live_clusters()
+        share = (self.prior_sizes[live] + 1).double()
+        rows = self.weight[live].double()
+        target = share / share.sum() @ rows
+        positions, weights = nearest_blend(rows, target, min(self.blend_size, live.numel()))
+        levels = quantize(weights)
+        code = live[positions].where(levels > 0, live[positions[0]])
+        missing = self.blend_size - code.numel()  # of a blend of more clusters than are live
+        code = torch.cat([code, code[:1].expand(missing)])
+        levels = torch.cat([levels, levels.new_zeros(missing)])
+        new_codes = pack(code, self.codes.dtype).expand(count, -1)
+        self.codes = torch.cat([self.codes, new_codes])
+        new_weights = pack_weights(levels.unsqueeze(0)).expand(count, -1)
+        self.code_weights = torch.cat([self.code_weights, new_weights])
+        self._add_lines_for(count)
+        self.num_embeddings = first + count
+        return range(first, first + count)
+
+    def _add_lines_for(self, count: int) -> None:
+        """Let new entities have no personal vector, where others have one."""
+        if not self.num_personal:
+            return
+        if self.personal_of.numel():
+            nobody = self.personal_scale.numel() - 1
+            old = self.personal_of
+        else:  # until now every line was its entity's
+            nobody = self.num_embeddings
+            lines = torch.arange(nobody, device=self.codes.device)
+            old = pack(lines, code_dtype(nobody + 1))
+            self.personal_levels = torch.cat(
+                [self.personal_levels, torch.zeros_like(self.personal_levels[:1])]
+            )
+            self.personal_scale = torch.cat([self.personal_scale, self.personal_scale.new_zeros(1)])
+        new = pack(torch.full((count,), nobody, device=old.device), old.dtype)
+        self.personal_of = torch.cat([old, new])
 
     @torch.no_grad()
     def commit_codes(self, plan: CodePlan) -> None:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from celrec.core.blend import CodePlan, nearest_blend
+from celrec.core.blend import CodePlan
 from celrec.core.codes import code_bytes, code_dtype
 from celrec.core.embedding import ClusteredTable
+from celrec.core.mixing import nearest_blend
 from celrec.core.offsets import offset_bytes
 from celrec.core.personal import PersonalPlan, Posterior, expected_gains
 from celrec.core.recording import SampleLoss, SampleOf

@@ -121,6 +121,31 @@ class Vocabulary:
             return self._series.gather(index.astype(np.int64)).to_list()
         return [self._objects[i] for i in index.tolist()]
 
+    def extended(self, values: Iterable[Hashable] | np.ndarray | pl.Series) -> Vocabulary:
+        """A vocabulary with new raw ids behind the old ones, whose dense ids stay.
+
+        values : any number of raw ids; known ones and repeats count once. New ones follow in the
+            order of first appearance, as `ClusteredEmbedding.add_entities` numbers them
+        raises : DataError where a value is missing (None or NaN)
+
+        >>> users = Vocabulary.from_values(["ann", "bob"])
+        >>> later = users.extended(["cleo", "bob", "abe"])
+        >>> len(later) - len(users), later.encode(["bob", "cleo", "abe"])
+        (2, array([1, 2, 3]))
+        """
+        if not isinstance(values, np.ndarray | pl.Series):
+            values = list(values)
+        listed = _as_list(values)
+        _refuse_missing(np.array([value is None or value != value for value in listed], bool))
+        is_new = self._look_up(values) < 0
+        fresh = list(dict.fromkeys(listed[i] for i in np.flatnonzero(is_new)))
+        series = _as_series(fresh)
+        if self._series is not None and series is not None and series.dtype == self._series.dtype:
+            return Vocabulary(pl.concat([self._series, series.alias("raw_id")]))
+        everything = [*self, *fresh]
+        series = _as_series(everything)
+        return Vocabulary(everything if series is None else series)
+
     def to_frame(self) -> pl.DataFrame:
         """The raw ids as a frame with one column, `raw_id` (integers or strings), N rows.
 
