@@ -61,12 +61,22 @@ class Protocol:
 
 
 def full_candidates(
-    l2s: tuple[float, ...], rates: tuple[float, ...], starts: tuple[float, ...], **training: Any
+    l2s: tuple[float, ...],
+    rates: tuple[float, ...],
+    starts: tuple[float, ...],
+    scale: float | None = None,
+    **training: Any,
 ) -> tuple[dict[str, Any], ...]:
-    """All combinations for a full table."""
+    """All combinations for a full table.
+
+    start : added to the first number of all vectors: a direction that both tables share from the
+        beginning, as clustered tables have from their first rows
+    scale : of the random vectors before that; None as they are
+    """
     return tuple(
         {
             "start": start,
+            **({} if scale is None else {"scale": scale}),
             "training": {
                 "l2": l2,
                 "learning_rate": rate,
@@ -83,7 +93,8 @@ def full_candidates(
 
 def candidate_name(candidate: dict[str, Any]) -> str:
     training = candidate["training"]
-    return f"l2-{training['l2']}-rate-{training['learning_rate']}-start-{candidate['start']}"
+    name = f"l2-{training['l2']}-rate-{training['learning_rate']}-start-{candidate['start']}"
+    return name + (f"-scale-{candidate['scale']}" if "scale" in candidate else "")
 
 
 TEMPERATURES = (2.0, 3.0, 4.0, 6.0)
@@ -105,7 +116,8 @@ PROTOCOLS = {
         rows=((32, 32), (8, 8), (64, 64), (128, 128), ("auto", "auto")),
         blends=(2, 4, 8),
         budgets=(8.0, 10.0, 16.0, 24.0),
-        full=full_candidates((0.005, 0.01, 0.02, 0.04), (1e-3, 3e-3), (0.0,), epochs=30),
+        full=full_candidates((0.005, 0.01, 0.02, 0.04), (1e-3, 3e-3), (0.0,), epochs=30)
+        + full_candidates((0.01, 0.02), (3e-3,), (0.5,), 0.1, epochs=30),
         seeds=(0, 1, 2),
     ),
     "ml-1m-ratings": Protocol(
@@ -115,12 +127,13 @@ PROTOCOLS = {
             values=merged(RATINGS, {"data": {"source": "ml-1m"}}),
             clustered={"training": {"epochs": 20, "batch_size": 4096}},
         ),
-        rows=((32, 32), (8, 8), (128, 128)),
+        rows=((32, 32), (8, 8)),
         blends=(2, 4, 8),
         budgets=(8.0, 10.0, 12.0, 16.0),
         full=full_candidates(
             (0.03, 0.06, 0.1, 0.15), (2e-3, 5e-3), (0.0,), epochs=25, batch_size=4096
-        ),
+        )
+        + full_candidates((0.06,), (2e-3,), (0.0,), 0.1, epochs=25, batch_size=4096),
         seeds=(0, 1, 2),
     ),
     "ml-100k-likes": Protocol(
@@ -129,7 +142,8 @@ PROTOCOLS = {
         rows=((32, 32),),
         full=full_candidates(
             (0.02, 0.03, 0.04), (3e-3, 5e-3), (0.0, 0.5, 1.0), epochs=80, batch_size=4096
-        ),
+        )
+        + full_candidates((0.02, 0.03), (3e-3, 5e-3), (1.0,), 0.1, epochs=80, batch_size=4096),
         seeds=(0, 1, 2),
     ),
     "ml-100k-ratings": Protocol(
@@ -137,7 +151,8 @@ PROTOCOLS = {
         setting=Setting(metric="mse", values=merged(RATINGS, {"data": {"source": "ml-100k"}})),
         rows=((32, 32), (47, 84)),
         budgets=(10.0, 16.0),
-        full=full_candidates((0.05, 0.1, 0.15, 0.2), (2e-3, 5e-3), (0.0,), epochs=40),
+        full=full_candidates((0.05, 0.1, 0.15, 0.2), (2e-3, 5e-3), (0.0,), epochs=40)
+        + full_candidates((0.1, 0.15), (5e-3,), (0.0,), 0.1, epochs=40),
         seeds=FIVE,
     ),
     "ciao-likes": Protocol(
@@ -149,7 +164,8 @@ PROTOCOLS = {
         ),
         file="ciao_dvd.parquet",
         rows=((32, 32),),
-        full=full_candidates((0.1, 0.2, 0.4, 0.8), (3e-3, 1e-2), (0.5, 1.0, 1.5), epochs=25),
+        full=full_candidates((0.1, 0.2, 0.4, 0.8), (3e-3, 1e-2), (0.5, 1.0, 1.5), epochs=25)
+        + full_candidates((0.03, 0.1, 0.2), (3e-3, 1e-2), (1.0,), 0.1, epochs=25),
         seeds=FIVE,
     ),
     "ciao-ratings": Protocol(
@@ -161,7 +177,8 @@ PROTOCOLS = {
         ),
         file="ciao_dvd.parquet",
         rows=((32, 32),),
-        full=full_candidates((0.1, 0.3, 0.6, 1.0), (2e-3, 5e-3), (0.0,), epochs=30),
+        full=full_candidates((0.1, 0.3, 0.6, 1.0), (2e-3, 5e-3), (0.0,), epochs=30)
+        + full_candidates((0.1, 0.3, 0.6), (2e-3, 5e-3), (0.0,), 0.1, epochs=30),
         seeds=FIVE,
     ),
     "bx-likes": Protocol(
@@ -173,9 +190,8 @@ PROTOCOLS = {
         ),
         file="book_crossing.parquet",
         rows=((32, 32),),
-        full=full_candidates(
-            (0.05, 0.1, 0.2), (1e-3, 3e-3), (0.5, 1.0, 1.5), epochs=15, batch_size=8192
-        ),
+        full=full_candidates((0.05, 0.1), (1e-3, 3e-3), (0.5, 1.0, 1.5), epochs=15, batch_size=8192)
+        + full_candidates((0.02, 0.05, 0.1), (1e-3, 3e-3), (1.0,), 0.1, epochs=15, batch_size=8192),
         seeds=FIVE,
     ),
     "bx-ratings": Protocol(
@@ -187,9 +203,8 @@ PROTOCOLS = {
         ),
         file="book_crossing.parquet",
         rows=((32, 32),),
-        full=full_candidates(
-            (0.3, 0.6, 1.0), (3e-3, 1e-2, 2e-2), (0.0,), epochs=15, batch_size=8192
-        ),
+        full=full_candidates((0.3, 0.6, 1.0), (3e-3, 1e-2), (0.0,), epochs=15, batch_size=8192)
+        + full_candidates((0.3, 0.6), (1e-2,), (0.0,), 0.1, epochs=15, batch_size=8192),
         seeds=FIVE,
     ),
 }

@@ -118,14 +118,13 @@ def trained_full(
 ) -> tuple[Session, list[float]]:
     """Train a full table; also the figure after every epoch, where figures choose.
 
-    `start` is added to the first number of all vectors: a direction that both tables share from the
-    beginning, as clustered tables have from their first rows.
+    candidate : of `protocols.full_candidates`
     """
     values = {"embedding": {"kind": "full"}, "training": candidate["training"]}
     session = Session(setting, values, seed, is_final=is_final)
     with torch.no_grad():
         for table in tables_of(session.model).values():
-            rows_of(table)[:, 0] += candidate["start"]
+            rows_of(table).mul_(candidate.get("scale", 1.0))[:, 0] += candidate["start"]
     session.trainer.fit(session.parts.train, None if is_final else session.parts.validation)
     history = session.trainer.history
     return session, [] if is_final else [line["validation"][setting.metric] for line in history]
