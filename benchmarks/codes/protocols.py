@@ -165,7 +165,7 @@ PROTOCOLS = {
         file="ciao_dvd.parquet",
         rows=((32, 32),),
         full=full_candidates((0.1, 0.2, 0.4, 0.8), (3e-3, 1e-2), (0.5, 1.0, 1.5), epochs=25)
-        + full_candidates((0.03, 0.1, 0.2), (3e-3, 1e-2), (1.0,), 0.1, epochs=25),
+        + full_candidates((0.003, 0.01, 0.03, 0.1, 0.2), (3e-3, 1e-2), (1.0,), 0.1, epochs=25),
         seeds=FIVE,
     ),
     "ciao-ratings": Protocol(
@@ -191,7 +191,14 @@ PROTOCOLS = {
         file="book_crossing.parquet",
         rows=((32, 32),),
         full=full_candidates((0.05, 0.1), (1e-3, 3e-3), (0.5, 1.0, 1.5), epochs=15, batch_size=8192)
-        + full_candidates((0.02, 0.05, 0.1), (1e-3, 3e-3), (1.0,), 0.1, epochs=15, batch_size=8192),
+        + full_candidates(
+            (0.001, 0.003, 0.01, 0.02, 0.05),
+            (1e-3, 3e-3),
+            (0.5, 1.0),
+            0.1,
+            epochs=15,
+            batch_size=8192,
+        ),
         seeds=FIVE,
     ),
     "bx-ratings": Protocol(
