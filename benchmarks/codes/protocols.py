@@ -129,7 +129,7 @@ PROTOCOLS = {
         ),
         rows=((32, 32), (8, 8)),
         blends=(2, 4, 8),
-        budgets=(8.0, 10.0, 12.0, 16.0),
+        budgets=(10.0, 16.0),
         full=full_candidates(
             (0.03, 0.06, 0.1, 0.15), (2e-3, 5e-3), (0.0,), epochs=25, batch_size=4096
         )
@@ -193,7 +193,7 @@ PROTOCOLS = {
         full=full_candidates((0.05, 0.1), (1e-3, 3e-3), (0.5, 1.0, 1.5), epochs=15, batch_size=8192)
         + full_candidates(
             (0.001, 0.003, 0.01, 0.02, 0.05),
-            (1e-3, 3e-3),
+            (3e-3,),
             (0.5, 1.0),
             0.1,
             epochs=15,
