@@ -343,7 +343,8 @@ class ClusterOptimizer:
 
         For entities that are new, or have new samples, after training; `update_rule` makes their
         codes. An entity without a sample gets the prior's code. Nothing is accumulated: give all
-        samples of an entity.
+        samples of an entity. With `update_rule = blend_rule`, rows and other tables as they were,
+        the samples that an entity trained on give it the code that `blend` gave.
 
         table : its name in the model
         entities : int (E,)   whose codes to compute, each once
