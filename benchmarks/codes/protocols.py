@@ -165,7 +165,8 @@ PROTOCOLS = {
         file="ciao_dvd.parquet",
         rows=((32, 32),),
         full=full_candidates((0.1, 0.2, 0.4, 0.8), (3e-3, 1e-2), (0.5, 1.0, 1.5), epochs=25)
-        + full_candidates((0.003, 0.01, 0.03, 0.1, 0.2), (3e-3, 1e-2), (1.0,), 0.1, epochs=25),
+        + full_candidates((0.003, 0.01, 0.03, 0.1, 0.2), (3e-3, 1e-2), (1.0,), 0.1, epochs=25)
+        + full_candidates((0.03, 0.1), (3e-3, 1e-2), (0.5,), 0.1, epochs=25),
         seeds=FIVE,
     ),
     "ciao-ratings": Protocol(
@@ -194,7 +195,7 @@ PROTOCOLS = {
         + full_candidates(
             (0.001, 0.003, 0.01, 0.02, 0.05),
             (3e-3,),
-            (0.5, 1.0),
+            (0.3, 0.5, 1.0),
             0.1,
             epochs=15,
             batch_size=8192,
