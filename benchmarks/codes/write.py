@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.codes.protocols import PROTOCOLS, Protocol, Rows
+from benchmarks.codes.protocols import Protocol, Rows
 from benchmarks.codes.training import figure
 from benchmarks.jobs import ROOT
 from benchmarks.plotting import COLOURS, label, new_figure, save, ticks_at
@@ -99,7 +99,7 @@ def write_results(found: list[Block], out: Path) -> None:
             first = lines
     (RESULTS / "codes.md").write_text("\n".join(text), encoding="utf-8")
     (RESULTS / "codes.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    if len(found) == len(PROTOCOLS):
+    if first:
         replace_block("codes", readme_block(found, first, gains))
 
 
