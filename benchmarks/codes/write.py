@@ -27,6 +27,8 @@ standard deviation over seeds, or over partitions where these are random. Temper
 are chosen once for a protocol, with the first size of its tables. The gain is that of personal
 vectors over the full table on the same test events, with a 95 % bootstrap interval over these.*
 
+[Book-Crossing](book-crossing.md) has figures of an earlier version.
+
 Total bytes against accuracy on MovieLens-1M; bands are standard deviations:
 
 ![AUC against total bytes per entity](codes-ml-1m-likes.svg)
@@ -132,7 +134,8 @@ def section(block: Block, lines: Lines, gain: Gain | None) -> str:
             f"| {size['table_bytes']:,.0f} | {size['total_bytes']:,.0f} "
             f"| {size['bytes_per_entity']:.2f} | {size['times_smaller']:.1f} |"
         )
-    training = block.full["candidate"]["training"]
+    candidate = block.full["candidate"]
+    training = candidate["training"]
     personal = block.ours["personal"]
     text += [
         "",
@@ -142,7 +145,8 @@ def section(block: Block, lines: Lines, gain: Gain | None) -> str:
         "",
         f"Chosen for the full table, of {len(block.protocol.full)} candidates: penalty "
         f"{training['l2']:g}, learning rate {training['learning_rate']:g}, start "
-        f"{block.full['candidate']['start']:g}, {block.full['epochs']} epochs. For ours, of "
+        f"{candidate['start']:g} on random vectors times {candidate.get('scale', 1.0):g}, "
+        f"{block.full['epochs']} epochs. For ours, of "
         f"{sum(map(len, block.choices[f'{block.name}.choose-ours'].values()))}: temperature "
         f"{block.ours['temperature']:g}, looseness {personal['looseness']:g}. "
         f"Commit {', '.join(block.commits)}.",
@@ -261,7 +265,8 @@ def plot(block: Block, lines: Lines) -> None:
         axes.fill_between(x, y - band, y + band, color=COLOURS[kind], alpha=0.15, linewidth=0)
         last = len(x) - 1
         is_left = kind == "full"
-        label(axes, x[last], y[last], title, COLOURS[kind], dx=-8 if is_left else 8)
+        dx, dy = (-4, 8) if is_left else (8, 0)
+        label(axes, x[last], y[last], title, COLOURS[kind], dx=dx, dy=dy)
         if kind == "full":
             axes.axhline(y[0], color=COLOURS[kind], linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
