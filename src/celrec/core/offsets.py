@@ -36,7 +36,7 @@ def quantize_offsets(offsets: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     >>> offsets_of(levels, scale, width=2)
     tensor([[ 1.2703, -0.5001]])
     >>> offsets_of(*quantize_offsets(torch.tensor([[0.7, -0.3, 0.1]]), bits=4), width=3)
-    tensor([[ 0.7002, -0.3001,  0.1000]])
+    tensor([[ 0.7003, -0.3001,  0.1000]])
     """
     assert bool(offsets.isfinite().all()), "a NaN has no level"
     largest = offsets.abs().amax(1).float()
