@@ -100,23 +100,25 @@ class Jobs:
 
     def result(self, name: str) -> Any:
         """The result of that name, whatever it was computed with; None if there is none."""
-        if not self.file(name).exists():
-            return None
-        return json.loads(self.file(name).read_text(encoding="utf-8"))["result"]
+        kept = self._read(name)
+        return None if kept is None else kept["result"]
 
     def commits(self, jobs: Mapping[str, Job]) -> list[str]:
         """The commits at which the results of jobs were computed."""
-        files = [self.file(name) for name in jobs if self.file(name).exists()]
-        return sorted({json.loads(file.read_text(encoding="utf-8"))["commit"] for file in files})
+        return sorted({kept["commit"] for name in jobs if (kept := self._read(name))})
 
     def file(self, name: str) -> Path:
         return self.out / f"{name}.json"
 
     def _kept(self, name: str, job: Job) -> Any:
-        if not self.file(name).exists():
+        kept = self._read(name)
+        if kept is None or kept["fingerprint"] != job.fingerprint():
             return None
-        kept = json.loads(self.file(name).read_text(encoding="utf-8"))
-        return kept["result"] if kept["fingerprint"] == job.fingerprint() else None
+        return kept["result"]
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        file = self.file(name)
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def current_commit() -> str:

@@ -93,7 +93,6 @@ def final_ours(
         began = perf_counter()
         blend(session, m, chosen["temperature"])
         lines[f"blend {name}, m = {m}"] = session.line(trained + perf_counter() - began)
-        predictions[f"blend {m}"] = session.prediction().astype(np.float32)
     for budget in budgets:
         session.model.load_state_dict(hard)
         began = perf_counter()

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
-from benchmarks.codes.protocols import Setting
+from benchmarks.codes.protocols import Rows, Setting
 from celrec.core.blend import BlendRule
 from celrec.core.memory import memory_report
 from celrec.core.personal import PersonalRule
@@ -122,26 +123,31 @@ def trained_full(
     """
     values = {"embedding": {"kind": "full"}, "training": candidate["training"]}
     session = Session(setting, values, seed, is_final=is_final)
-    with torch.no_grad():
-        for table in tables_of(session.model).values():
-            rows_of(table).mul_(candidate.get("scale", 1.0))[:, 0] += candidate["start"]
+    start_full(session.model, candidate)
     session.trainer.fit(session.parts.train, None if is_final else session.parts.validation)
     history = session.trainer.history
     return session, [] if is_final else [line["validation"][setting.metric] for line in history]
 
 
-def trained_clusters(
-    setting: Setting, rows: tuple[Any, Any], seed: int, *, is_final: bool
-) -> Session:
-    """Train clusters with hard codes.
+@torch.no_grad()
+def start_full(model: nn.Module, candidate: dict[str, Any]) -> None:
+    """Give the random vectors of full tables a candidate's scale, and the start that they share."""
+    for table in tables_of(model).values():
+        rows_of(table).mul_(candidate.get("scale", 1.0))[:, 0] += candidate["start"]
 
-    rows : of the user and the item table, each a number or "auto"
-    """
-    embedding = {"kind": "clustered", "user_rows": rows[0], "item_rows": rows[1]}
-    values = merged(setting.clustered, {"embedding": embedding, "encoding": {"blend": 1}})
-    session = Session(setting, values, seed, is_final=is_final)
+
+def trained_clusters(setting: Setting, rows: Rows, seed: int, *, is_final: bool) -> Session:
+    """Train clusters with hard codes."""
+    session = untrained_clusters(setting, rows, seed, is_final=is_final)
     session.trainer.fit(session.parts.train)
     return session
+
+
+def untrained_clusters(setting: Setting, rows: Rows, seed: int, *, is_final: bool) -> Session:
+    """The same before its first epoch."""
+    embedding = {"kind": "clustered", "user_rows": rows[0], "item_rows": rows[1]}
+    values = merged(setting.clustered, {"embedding": embedding, "encoding": {"blend": 1}})
+    return Session(setting, values, seed, is_final=is_final)
 
 
 def blend(session: Session, m: int, temperature: float) -> None:

@@ -14,6 +14,7 @@ from benchmarks.codes.training import figure
 from benchmarks.jobs import ROOT
 from benchmarks.plotting import COLOURS, label, new_figure, save, ticks_at
 from benchmarks.readme import replace_block
+from celrec.report.read import mean_and_std
 
 RESULTS = ROOT / "docs" / "results"
 NUM_DRAWS = 400  # of the bootstrap
@@ -159,8 +160,8 @@ _SIZES = ("table_bytes", "total_bytes", "bytes_per_entity", "times_smaller")
 
 
 def mean_and_spread(lines: list[dict[str, Any]]) -> tuple[float, float]:
-    figures = np.array([line["figure"] for line in lines])
-    return float(figures.mean()), float(figures.std(ddof=1)) if len(figures) > 1 else 0.0
+    mean, spread = mean_and_std([line["figure"] for line in lines])
+    return mean, spread or 0.0
 
 
 def paired_gain(block: Block, out: Path) -> Gain | None:

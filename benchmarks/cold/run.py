@@ -24,6 +24,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from benchmarks.codes.protocols import full_candidates
+from benchmarks.codes.training import start_full
 from benchmarks.cold.holdout import REVEALED, Events, HeldOut, hold_out, side_features
 from benchmarks.jobs import ROOT, Job, Jobs
 from benchmarks.plotting import COLOURS, new_figure, save, ticks_at
@@ -96,22 +98,8 @@ OURS: dict[str, dict[str, Any]] = {
 NUM_ROWS = 32
 SPREADS = (0.3, 1.0, 3.0)
 EPOCHS_BETWEEN_FITS = 10
-FULL: dict[str, list[dict[str, Any]]] = {
-    source: [
-        {
-            "start": start,
-            "training": {
-                "l2": l2,
-                "learning_rate": 3e-3,
-                "weight_decay": 0.0,
-                "lr_drop": 1.0,
-                "batch_size": 4096,
-                "epochs": epochs,
-            },
-        }
-        for l2 in l2s
-        for start in (0.0, 0.5)
-    ]
+FULL = {
+    source: full_candidates(l2s, (3e-3,), (0.0, 0.5), batch_size=4096, epochs=epochs)
     for source, l2s, epochs in (
         ("ml-1m", (0.01, 0.02, 0.04), 30),
         ("ml-100k", (0.01, 0.03, 0.06), 60),
@@ -269,9 +257,7 @@ def train_full(name: str, number: int, seed: int, out: Path) -> dict[str, Any]:
     candidate = FULL[source][number]
     values = {"embedding": {"kind": "full"}, "training": candidate["training"]}
     trainer = make(held_out, values, seed, copies.train)
-    with torch.no_grad():
-        for table in tables_of(trainer.model).values():
-            rows_of(table)[:, 0] += candidate["start"]
+    start_full(trainer.model, candidate)
     watch = BestEpochs(held_out, copies)
     watch.model = trainer.model
     trainer.progress = watch

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.codes.protocols import PROTOCOLS, Setting
-from benchmarks.codes.training import Session, blend, personalize, trained_clusters
+from benchmarks.codes.training import (
+    Session,
+    blend,
+    personalize,
+    trained_clusters,
+    untrained_clusters,
+)
 from benchmarks.jobs import ROOT, Job, Jobs
 from celrec import ClusteredEmbedding
 from celrec.experiments.config import merged
@@ -65,7 +71,7 @@ class Sum(nn.Module):
 def measure(setting: Setting, seed: int, kind: str, rows: int) -> dict[str, list[float]]:
     """Validation AUC and total bytes per entity, by name of the codes."""
     if kind == "together":
-        session = untrained(setting, rows, seed)
+        session = untrained_clusters(setting, (rows, rows), seed, is_final=False)
     else:
         session = trained_clusters(setting, (rows, rows), seed, is_final=False)
     if kind == "hard":
@@ -78,12 +84,6 @@ def measure(setting: Setting, seed: int, kind: str, rows: int) -> dict[str, list
             found["personal vectors of four bits"] = measured(session)
         return found
     return {f"additive, {rows} + {rows} rows, {kind}": measured(added(session, rows), sharing=True)}
-
-
-def untrained(setting: Setting, rows: int, seed: int) -> Session:
-    embedding = {"kind": "clustered", "user_rows": rows, "item_rows": rows}
-    values = merged(setting.clustered, {"embedding": embedding, "encoding": {"blend": 1}})
-    return Session(setting, values, seed, is_final=False)
 
 
 def added(session: Session, rows: int) -> Session:

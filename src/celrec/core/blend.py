@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from celrec.core.codes import MAX_BLEND, cluster_sizes, quantize, unpack
+from celrec.core.codes import MAX_BLEND, cluster_sizes, unpack, weighed
 from celrec.core.mixing import nearest_blend, nearest_blends
 from celrec.core.reassign import ReassignRule, proposal_losses
 from celrec.core.recording import SampleLoss
@@ -55,12 +55,8 @@ class CodePlan:
     @staticmethod
     def shared(entities: Tensor, clusters: Tensor, weights: Tensor) -> CodePlan:
         """One code, of clusters (m,) and weights (m,), for all of some entities."""
-        num_entities = entities.numel()
-        return CodePlan(
-            entities,
-            clusters.expand(num_entities, -1),
-            quantize(weights).expand(num_entities, -1),
-        )
+        parts = weighed(clusters, weights)
+        return CodePlan(entities, *(part.expand(entities.numel(), -1) for part in parts))
 
     @staticmethod
     def of(entities: Tensor, clusters: Tensor, positions: Tensor, weights: Tensor) -> CodePlan:
@@ -69,10 +65,7 @@ class CodePlan:
         clusters : int64 (E, C)      positions : int64 (E, m), in [0, C), the heaviest first
         weights : float (E, m)
         """
-        levels = quantize(weights)
-        chosen = clusters.gather(1, positions)
-        # Without weight any cluster will do; the first is live and looked up anyway.
-        return CodePlan(entities, chosen.where(levels > 0, chosen[:, :1]), levels)
+        return CodePlan(entities, *weighed(clusters.gather(1, positions), weights))
 
     @staticmethod
     def joined(plans: list[CodePlan]) -> CodePlan:

@@ -66,6 +66,17 @@ def quantize(weights: Tensor) -> Tensor:
     return (weights / largest * LARGEST_WEIGHT).round().to(torch.uint8)
 
 
+def weighed(clusters: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Clusters and integer weights of codes.
+
+    clusters : int64 (*, m), the heaviest first      weights : float (*, m), as for `quantize`
+    returns : clusters, (*, m), and weights, uint8 (*, m). Without weight any cluster will do: it is
+        the first then, which is live and looked up anyway
+    """
+    levels = quantize(weights)
+    return clusters.where(levels > 0, clusters[..., :1]), levels
+
+
 def pack_weights(levels: Tensor) -> Tensor:
     """Put the weights of codes, two to a byte.
 

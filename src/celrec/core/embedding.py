@@ -40,6 +40,7 @@ from celrec.core.codes import (
     take_lines,
     unpack,
     unpack_weights,
+    weighed,
 )
 from celrec.core.memory import TableMemory
 from celrec.core.mixing import nearest_blend
@@ -467,8 +468,7 @@ class ClusteredTable(nn.Module):
         rows = self.weight[live].double()
         target = share / share.sum() @ rows
         positions, weights = nearest_blend(rows, target, min(self.blend_size, live.numel()))
-        levels = quantize(weights)
-        code = live[positions].where(levels > 0, live[positions[0]])
+        code, levels = weighed(live[positions], weights)
         missing = self.blend_size - code.numel()  # of a blend of more clusters than are live
         code = torch.cat([code, code[:1].expand(missing)])
         levels = torch.cat([levels, levels.new_zeros(missing)])
@@ -491,10 +491,7 @@ class ClusteredTable(nn.Module):
             nobody = self.num_embeddings
             lines = torch.arange(nobody, device=self.codes.device)
             old = pack(lines, code_dtype(nobody + 1))
-            self.personal_levels = torch.cat(
-                [self.personal_levels, torch.zeros_like(self.personal_levels[:1])]
-            )
-            self.personal_scale = torch.cat([self.personal_scale, self.personal_scale.new_zeros(1)])
+            self._set_lines(self.personal_levels, self.personal_scale)
         new = pack(torch.full((count,), nobody, device=old.device), old.dtype)
         self.personal_of = torch.cat([old, new])
 
@@ -527,8 +524,12 @@ class ClusteredTable(nn.Module):
         line_of = lines.new_full((self.num_embeddings,), nobody)
         line_of[plan.entities] = lines
         self.personal_of = pack(line_of, code_dtype(nobody + 1))
-        self.personal_levels = torch.cat([levels, levels[:1]])
-        self.personal_scale = torch.cat([scale, scale.new_zeros(1)])  # whatever the levels: zero
+        self._set_lines(levels, scale)
+
+    def _set_lines(self, levels: Tensor, scale: Tensor) -> None:
+        """Keep packed offsets, and nobody's behind them: its scale is zero."""
+        self.personal_levels = torch.cat([levels, torch.zeros_like(levels[:1])])
+        self.personal_scale = torch.cat([scale, scale.new_zeros(1)])
 
     def drop_personal(self) -> None:
         """Leave every entity to its code."""

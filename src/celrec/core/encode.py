@@ -157,9 +157,7 @@ def commit_vectors(posterior: Posterior, count: Tensor) -> PersonalPlan:
     """
     table = posterior.table
     seen = count.nonzero().flatten()
-    target = table.look_up(seen).detach().to(posterior.mean.dtype)  # (S, D)
-    slots = posterior.slot_of[seen]
-    target[slots >= 0] = posterior.mean[slots[slots >= 0]]
+    target = posterior.means_of(seen)  # (S, D)
     table.drop_personal()
     if len(posterior.entities) == len(seen):
         table.harden()

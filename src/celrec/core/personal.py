@@ -213,9 +213,8 @@ class Posterior:
         entities, inverse = ids.unique(return_inverse=True)
         vectors = self.means_of(entities)
         if self.is_noisy:
-            slots = self.slot_of[entities]
-            has_own = slots >= 0
-            vectors[has_own] += self.spread.noise(slots[has_own], generator)
+            slots, has_own = self._own(entities)
+            vectors[has_own] += self.spread.noise(slots, generator)
         return vectors[inverse].to(self.table.weight.dtype)
 
     def learn(self, entities: Tensor, gradients: Tensor) -> None:
@@ -223,9 +222,8 @@ class Posterior:
 
         entities : int64 (L,), repeats allowed      gradients : (L, D), one per sample and entity
         """
-        slots = self.slot_of[entities]
-        has_own = slots >= 0
-        slots, gradients = slots[has_own], gradients[has_own].to(self.mean.dtype)
+        slots, has_own = self._own(entities)
+        gradients = gradients[has_own].to(self.mean.dtype)
         self.spread.observe(slots, gradients)
         if not self.is_moving:
             return
@@ -246,17 +244,21 @@ class Posterior:
 
     def meet(self, entities: Tensor, company: Tensor) -> None:
         """Count what samples look up beside entities, (L,): vectors (L, Q)."""
-        slots = self.slot_of[entities]
-        has_own = slots >= 0
-        self.company.observe(slots[has_own], company[has_own].to(self.mean.dtype))
+        slots, has_own = self._own(entities)
+        self.company.observe(slots, company[has_own].to(self.mean.dtype))
 
     def means_of(self, entities: Tensor) -> Tensor:
         """The expected vectors of entities, (L,): (L, D), detached."""
         means = self.table.look_up(entities).detach().to(self.mean.dtype)
+        slots, has_own = self._own(entities)
+        means[has_own] = self.mean[slots]
+        return means
+
+    def _own(self, entities: Tensor) -> tuple[Tensor, Tensor]:
+        """Of entities, (L,), the positions of those with a posterior, and which they are, (L,)."""
         slots = self.slot_of[entities]
         has_own = slots >= 0
-        means[has_own] = self.mean[slots[has_own]]
-        return means
+        return slots[has_own], has_own
 
     def end_pass(self, *, memory: float, refit_prior: bool) -> None:
         """Take over the Fisher information of a pass, and set the prior anew."""
