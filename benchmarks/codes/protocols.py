@@ -97,6 +97,14 @@ def candidate_name(candidate: dict[str, Any]) -> str:
     return name + (f"-scale-{candidate['scale']}" if "scale" in candidate else "")
 
 
+def budget_name(rows: str, budget: float | None) -> str:
+    """What codes under a byte budget are called; None is a vector for everyone.
+
+    rows : "32" or "47+84"
+    """
+    return f"personal {rows}" if budget is None else f"encoded {rows}, {budget:g} bytes"
+
+
 TEMPERATURES = (2.0, 3.0, 4.0, 6.0)
 LOOSENESS = (0.03, 0.1, 0.3, 0.6)
 
@@ -115,7 +123,7 @@ PROTOCOLS = {
         ),
         rows=((32, 32), (8, 8), (64, 64), (128, 128), ("auto", "auto")),
         blends=(2, 4, 8),
-        budgets=(8.0, 10.0, 16.0, 24.0),
+        budgets=(2.56, 6.4, 24.0),
         full=full_candidates((0.005, 0.01, 0.02, 0.04), (1e-3, 3e-3), (0.0,), epochs=30)
         + full_candidates((0.01, 0.02), (3e-3,), (0.5,), 0.1, epochs=30),
         seeds=(0, 1, 2),
@@ -129,7 +137,7 @@ PROTOCOLS = {
         ),
         rows=((32, 32), (8, 8)),
         blends=(2, 4, 8),
-        budgets=(10.0, 16.0),
+        budgets=(3.6, 7.2),
         full=full_candidates(
             (0.03, 0.06, 0.1, 0.15), (2e-3, 5e-3), (0.0,), epochs=25, batch_size=4096
         )
@@ -150,7 +158,7 @@ PROTOCOLS = {
         title="MovieLens-100k, ratings",
         setting=Setting(metric="mse", values=merged(RATINGS, {"data": {"source": "ml-100k"}})),
         rows=((32, 32), (47, 84)),
-        budgets=(10.0, 16.0),
+        budgets=(3.6, 7.2),
         full=full_candidates((0.05, 0.1, 0.15, 0.2), (2e-3, 5e-3), (0.0,), epochs=40)
         + full_candidates((0.1, 0.15), (5e-3,), (0.0,), 0.1, epochs=40),
         seeds=FIVE,

@@ -29,6 +29,7 @@ from benchmarks.codes.protocols import (
     Protocol,
     Rows,
     Setting,
+    budget_name,
     candidate_name,
 )
 from benchmarks.codes.training import blend, personalize, trained_clusters, trained_full
@@ -97,8 +98,7 @@ def final_ours(
         session.model.load_state_dict(hard)
         began = perf_counter()
         personalize(session, chosen["temperature"], chosen["personal"], budget)
-        label = f"personal {name}" + (f", {budget:g} bytes" if budget else "")
-        lines[label] = session.line(trained + perf_counter() - began)
+        lines[budget_name(name, budget)] = session.line(trained + perf_counter() - began)
         predictions["personal"] = session.prediction().astype(np.float32)
     np.savez(out, **predictions, label=session.scored.label)
     return lines

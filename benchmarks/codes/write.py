@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.codes.protocols import Protocol, Rows
+from benchmarks.codes.protocols import Protocol, Rows, budget_name
 from benchmarks.codes.training import figure
 from benchmarks.jobs import ROOT
 from benchmarks.plotting import COLOURS, label, new_figure, save, ticks_at
@@ -27,8 +27,6 @@ table from at least as many candidates as for ours. Figures are those of test da
 standard deviation over seeds, or over partitions where these are random. Temperature and looseness
 are chosen once for a protocol, with the first size of its tables. The gain is that of personal
 vectors over the full table on the same test events, with a 95 % bootstrap interval over these.*
-
-[Book-Crossing](book-crossing.md) has figures of an earlier version.
 
 Total bytes against accuracy on MovieLens-1M; bands are standard deviations:
 
@@ -194,9 +192,10 @@ def _gain(metric: str, labels: np.ndarray, ours: np.ndarray, full: np.ndarray) -
 README_LINES = {
     "hard 8": "one cluster each, 8 rows a table",
     "blend 32, m = 4": "blends of 4, 32 rows a table",
-    "personal 32, 16 bytes": "personal vectors for some: 16 bytes an entity",
-    "personal 32, 24 bytes": "personal vectors for all, of four bits: 24 bytes",
-    "personal 32": "personal vectors for all, of eight bits",
+    "encoded 32, 2.56 bytes": "additive codes: 2.56 bytes an entity, rows included",
+    "encoded 32, 6.4 bytes": "additive codes: 6.4 bytes",
+    "encoded 32, 24 bytes": "personal vectors of four bits: 24 bytes",
+    "personal 32": "personal vectors of eight bits",
     "full": "full table, 6,040 + 3,706 rows",
 }
 
@@ -247,11 +246,8 @@ def plot(block: Block, lines: Lines) -> None:
             [f"blend {main}, m = {m}" for m in protocol.blends],
         ),
         "personal": (
-            "with personal vectors",
-            [
-                f"personal {main}" + (f", {budget:g} bytes" if budget else "")
-                for budget in (*protocol.budgets, None)
-            ],
+            "additive codes, then personal vectors",
+            [budget_name(main, budget) for budget in (*protocol.budgets, None)],
         ),
         "full": ("full table, tuned", ["full"]),
     }

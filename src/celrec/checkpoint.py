@@ -24,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from celrec.baselines.hashed import HashedEmbedding
-from celrec.core.codes import pack, unpack, unpack_weights
+from celrec.baselines.contract import CompressedEmbedding
+from celrec.baselines.registry import all_baselines
+from celrec.core.codes import bits_for, pack, pack_bits, take_bits, unpack, unpack_weights
 from celrec.core.embedding import (
     ClusteredEmbedding,
     ClusteredEmbeddingBag,
@@ -37,6 +38,7 @@ from celrec.errors import CheckpointError
 
 _MANIFEST = "celrec-1"  # the file's only metadata key: with one, equal content gives equal bytes
 _PERSONAL = ("personal_levels", "personal_scale", "personal_of")
+_ADDITIVE = ("level_rows", "level_codes")
 _NAMES_IN_A_MESSAGE = 4
 
 
@@ -237,7 +239,7 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def _check_fits(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give clustered tables the sizes of codes that a checkpoint has, and compare all the rest."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, ClusteredTable):
+        if isinstance(module, ClusteredTable | CompressedEmbedding):
             module.make_room_for(state, f"{name}." if name else "")
     wanted = model.state_dict()
     problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
@@ -409,45 +411,67 @@ def _frozen_table(name: str, table: nn.Module) -> tuple[dict[str, Tensor], dict[
         live = table.live_clusters()
         position_of = torch.zeros(table.max_clusters, dtype=torch.long, device=live.device)
         position_of[live] = torch.arange(live.numel(), device=live.device)
-        codes = pack(position_of[unpack(table.codes)], table.codes.dtype)
+        if table.is_packed:
+            options |= {
+                "num_embeddings": table.num_embeddings,
+                "max_clusters": table.max_clusters,
+            }
+            codes = pack_bits(position_of[unpack(table.cluster_of)], bits_for(table.max_clusters))
+        else:
+            codes = pack(position_of[unpack(table.codes)], table.codes.dtype)
         parts = {"rows": table.weight[live], "codes": codes}
         if table.blend_size > 1:
             parts["code_weights"] = table.code_weights
         if table.num_personal:
             parts |= {name: getattr(table, name) for name in _PERSONAL}
+        if table.num_levels:
+            parts |= {name: getattr(table, name) for name in _ADDITIVE}
         return parts, options
-    if isinstance(table, HashedEmbedding):
-        options |= {"num_embeddings": table.num_embeddings, "seed": table.seed}
-        return {"rows": table.weight}, options
+    if isinstance(table, CompressedEmbedding):
+        if not table.is_finished:
+            raise CheckpointError(
+                f"table {name!r} is a {type(table).__name__} in training; call its finish() first"
+            )
+        options |= table.options() | {"kind": table.kind, "start": table.start}
+        return table.state_dict(), options
     if isinstance(table, nn.Embedding | nn.EmbeddingBag):
         return {"rows": table.weight}, options
     raise CheckpointError(
-        f"table {name!r} is a {type(table).__name__}, which cannot be frozen; known are clustered, "
-        "hashed and full tables"
+        f"table {name!r} is a {type(table).__name__}, which cannot be frozen; known are clustered "
+        "and full tables, and baselines"
     )
 
 
 def _thawed_table(parts: dict[str, Tensor], options: dict[str, Any]) -> nn.Module:
     kind = options.pop("class")
+    if "kind" in options:
+        start = options.pop("start")
+        baseline = all_baselines()[options.pop("kind")](**options)
+        for number in parts.values():
+            if number.is_floating_point():
+                baseline.to(number.dtype)
+        baseline.start = start
+        baseline.load_state_dict(parts)
+        return baseline
     rows = parts["rows"]
     if kind in ("Embedding", "EmbeddingBag"):
         full = nn.Embedding if kind == "Embedding" else nn.EmbeddingBag
         return full.from_pretrained(rows, freeze=True, **options)
-    if kind == "HashedEmbedding":
-        hashed = HashedEmbedding(
-            embedding_dim=rows.shape[1], num_rows=rows.shape[0], dtype=rows.dtype, **options
-        )
-        hashed.load_state_dict({"weight": rows})
-        return hashed
     if kind in ("ClusteredEmbedding", "ClusteredEmbeddingBag"):
         clustered = ClusteredEmbedding if kind == "ClusteredEmbedding" else ClusteredEmbeddingBag
-        codes, weights = unpack(parts["codes"]), None
+        codes, weights = parts["codes"], None
+        is_packed = "max_clusters" in options
+        if is_packed:
+            entities = torch.arange(options.pop("num_embeddings"))
+            codes = take_bits(codes, entities, bits_for(options["max_clusters"]))
+        else:
+            codes = unpack(codes)
         if "code_weights" in parts:
             weights = unpack_weights(parts["code_weights"], codes.shape[1])
         table = clustered.from_pretrained(rows, codes, weights, freeze=True, **options)
-        if _PERSONAL[0] in parts:
-            table.load_state_dict(
-                {**table.state_dict(), **{name: parts[name] for name in _PERSONAL}}
-            )
+        if is_packed:
+            table.pack_codes()
+        more = {name: parts[name] for name in (*_PERSONAL, *_ADDITIVE) if name in parts}
+        table.load_state_dict(table.state_dict() | more)
         return table
     raise ValueError(f"unknown kind of table {kind!r}")

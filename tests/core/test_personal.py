@@ -20,9 +20,7 @@ from celrec.core.personal import (
     Posterior,
     Spread,
     _moved_prior,
-    expected_gains,
 )
-from celrec.core.statistics import EntityStatistics
 from celrec.errors import ArgumentError, LossError
 from tests.core.test_blend import blended
 
@@ -446,17 +444,6 @@ def test_a_prior_settles_where_em_does_and_does_not_swing(information: float) ->
         uncertain = (1 - trust) * variance
         precision = _moved_prior(precision, trust**2 * scatter + uncertain, uncertain, 3.0)
     assert float(1 / precision) == pytest.approx(2, rel=0.02)
-
-
-@given(st.floats(-5, 5), st.floats(0, 20), st.floats(0.05, 4))
-def test_an_expected_gain_is_that_of_the_best_offset(g: float, h: float, variance: float) -> None:
-    statistics = EntityStatistics(
-        torch.tensor([3]), torch.tensor([1]), torch.tensor([[g, 0.0]]), torch.tensor([[h, 7.0]])
-    )
-    grid = torch.linspace(-25, 25, 50_001, dtype=torch.float64)  # |g| variance <= 20
-    best = grid[(g * grid + 0.5 * h * grid**2 + grid**2 / (2 * variance)).argmin()]
-    found = expected_gains(statistics, torch.tensor([variance, variance]))
-    assert float(found) == pytest.approx(float(0.5 * h * best**2), rel=1e-3, abs=5e-3)
 
 
 # --- fits of planted data ------------------------------------------------------------------------

@@ -26,8 +26,9 @@ from celrec.core.blend import (
 from celrec.core.codes import MAX_BLEND, cluster_sizes, unpack
 from celrec.core.description_length import paying_splits, paying_splits_together
 from celrec.core.embedding import ClusteredTable, codes_kept_on_error
-from celrec.core.encode import Budget, choose_personal, commit_vectors, statistics_of
+from celrec.core.encode import BLEND_SIZE, Budget, commit_levels, commit_vectors, statistics_of
 from celrec.core.events import (
+    AdditiveEvent,
     CodeEvent,
     Event,
     MergeEvent,
@@ -262,7 +263,7 @@ class ClusterOptimizer:
         rule: PersonalRule | None = None,
         after_pass: Callable[[float], None] | None = None,
     ) -> list[Event]:
-        """Make the most of a byte budget: blends for all, personal vectors for some; see encode.py.
+        """Make the most of a byte budget: additive codes, or personal vectors; see encode.py.
 
         bytes_per_entity : total bytes, rows included, over the entities of all tables
         batches, rule, after_pass : as for `personalize`
@@ -283,32 +284,39 @@ class ClusterOptimizer:
         for table in self.tables.values():
             table.harden()
         budget = Budget.of(self.tables, bytes_per_entity)
+        rule = rule or PersonalRule()
+        if budget.bits is not None:
+            events = self.blend(batches, budget.blend_size)
+            rule = replace(rule, bits=budget.bits)
+            return events + self._personalize(batches, None, rule, after_pass)
+        if budget.num_levels:
+            self.blend(batches, BLEND_SIZE)  # where the fit begins; nothing of it stays
+            return self._personalize(batches, budget, rule, after_pass)
         events = self.blend(batches, budget.blend_size)
-        rule = replace(rule or PersonalRule(), bits=budget.bits)
-        return events + self._personalize(batches, budget.vector_bytes, rule, after_pass)
+        if budget.is_packed:
+            for table in self.tables.values():
+                table.pack_codes()
+        return events
 
     def _personalize(
         self,
         batches: Iterable[Any],
-        vector_bytes: int | None,
+        levels: Budget | None,
         rule: PersonalRule,
         after_pass: Callable[[float], None] | None,
     ) -> list[Event]:
+        """Fit personal vectors; keep them, or additive codes of them where `levels` says which."""
         with self._samples(batches) as loss:
             for table in self.tables.values():
                 table.drop_personal()
             found = statistics_of(self.tables, loss, self.sample_of)
-            chosen = choose_personal(self.tables, found, vector_bytes, rule.bits)
-            posteriors = {
-                name: Posterior(
-                    table,
-                    chosen[name],
-                    found[name].count[chosen[name]],
-                    rule,
-                )
-                for name, table in self.tables.items()
-                if chosen[name].numel()
-            }
+            posteriors = {}
+            for name, table in self.tables.items():
+                seen = found[name].statistics.entities
+                if seen.numel():
+                    posteriors[name] = Posterior(table, seen, found[name].count[seen], rule)
+                elif levels is not None:
+                    table.harden()
             if not posteriors:
                 return []
             rows = {id(table.weight) for table in self.tables.values()}
@@ -327,8 +335,15 @@ class ClusterOptimizer:
             ).run(batches, after_pass or (lambda mean_loss: None))
             events: list[Event] = []
             for name, posterior in posteriors.items():
-                plan = commit_vectors(posterior, found[name].count)
-                events.append(PersonalEvent(name, self.num_rounds, plan.entities))
+                if levels is None:
+                    plan = commit_vectors(posterior, found[name].count)
+                    events.append(PersonalEvent(name, self.num_rounds, plan.entities))
+                else:
+                    commit_levels(posterior, found[name].count, levels, self.generator)
+                    event = AdditiveEvent(
+                        name, self.num_rounds, levels.num_levels, levels.level_bits
+                    )
+                    events.append(event)
         return events
 
     def update_codes(

@@ -127,6 +127,59 @@ def unpack_pairs(packed: Tensor, count: int) -> Tensor:
     return torch.stack([packed & 15, packed >> 4], -1).flatten(1)[:, :count]
 
 
+def pack_bits(numbers: Tensor, bits: int) -> Tensor:
+    """Put numbers of a few bits one behind the other, across the borders of bytes.
+
+    numbers : integers (C,) in [0, 2^bits)      bits : in [1, 16]
+    returns : uint8 (ceil(C * bits / 8) + 2,); two bytes more, so that every read may take three
+
+    >>> pack_bits(torch.tensor([5, 2, 7]), bits=3).tolist()
+    [213, 1, 0, 0]
+    """
+    place = torch.arange(bits, device=numbers.device)
+    single = (numbers.long()[:, None] >> place & 1).flatten()  # (C * bits,)
+    num_bytes = -(-single.numel() // 8)
+    padded = single.new_zeros(8 * num_bytes)
+    padded[: single.numel()] = single
+    packed = (padded.view(-1, 8) << torch.arange(8, device=numbers.device)).sum(1)
+    return torch.cat([packed, packed.new_zeros(2)]).to(torch.uint8)
+
+
+def take_bits(packed: Tensor, places: Tensor, bits: int) -> Tensor:
+    """Read numbers that `pack_bits` wrote.
+
+    places : int64 of any shape, in [0, C)
+    returns : int64 of the same shape
+
+    >>> take_bits(pack_bits(torch.tensor([5, 2, 7]), bits=3), torch.tensor([[2], [0]]), 3).tolist()
+    [[7], [5]]
+    """
+    first = places * bits
+    byte = first >> 3
+    word = packed[byte].long() | packed[byte + 1].long() << 8
+    if bits > 9:  # less fits into two bytes wherever it begins
+        word |= packed[byte + 2].long() << 16
+    return word >> (first & 7) & (1 << bits) - 1
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """What `pack_bits` makes of so many numbers.
+
+    >>> packed_bytes(3, bits=3)
+    4
+    """
+    return -(-count * bits // 8) + 2
+
+
+def bits_for(num_values: int) -> int:
+    """Bits of a number in [0, num_values), at least one.
+
+    >>> [bits_for(n) for n in (2, 16, 17)]
+    [1, 4, 5]
+    """
+    return max(1, (num_values - 1).bit_length())
+
+
 def take_lines(lines: Tensor, ids: Tensor) -> Tensor:
     """`lines.index_select(0, ids)` for lines of a few bytes, several times faster.
 

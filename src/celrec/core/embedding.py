@@ -11,7 +11,10 @@ A code starts as the id of one cluster. `ClusterOptimizer.blend` makes it a smal
 (N, m) hold m clusters of every entity, the first of them its own, and `code_weights` their weights
 (codes.py). A look-up of a mixture is one fused weighted gather. Some entities may have an offset of
 their own on top of it (personal.py): `personal_levels` and `personal_scale` hold the offsets, and
-`personal_of` the line of every entity, the last of which is nobody's and zero.
+`personal_of` the line of every entity, the last of which is nobody's and zero. Or all entities
+have additive codes (additive.py): `level_rows` (L, R, D) hold the rows of L levels, `level_codes`
+everyone's choices among them. Where that saves bytes, clusters are kept in as many bits as they
+need: `packed_codes` then holds them, and `codes` has no lines.
 
 The split tree is kept in two small arrays. `born_at[k]` numbers the splits (-1: the row sleeps) and
 `parent_of[k]` is the cluster that k was split from (-1: the root), so that cutting the tree at any
@@ -29,14 +32,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from celrec.core.additive import nearest_choices
 from celrec.core.codes import (
     LARGEST_WEIGHT,
     MAX_BLEND,
+    bits_for,
     cluster_sizes,
     code_dtype,
     pack,
+    pack_bits,
     pack_weights,
+    packed_bytes,
     quantize,
+    take_bits,
     take_lines,
     unpack,
     unpack_weights,
@@ -49,6 +57,7 @@ from celrec.core.vector_clusters import cluster_vectors
 from celrec.errors import ArgumentError, DtypeError, EntityIdError, check_count
 
 if TYPE_CHECKING:
+    from celrec.core.additive import AdditivePlan
     from celrec.core.blend import CodePlan
     from celrec.core.merge import MergePlan
     from celrec.core.personal import PersonalPlan
@@ -82,6 +91,9 @@ class ClusteredTable(nn.Module):
     personal_levels: Tensor
     personal_scale: Tensor
     personal_of: Tensor
+    packed_codes: Tensor
+    level_rows: Tensor
+    level_codes: Tensor
     born_at: Tensor
     parent_of: Tensor
 
@@ -121,6 +133,10 @@ class ClusteredTable(nn.Module):
         self.register_buffer("personal_levels", no_lines)
         self.register_buffer("personal_scale", torch.zeros(0, dtype=torch.int16, device=device))
         self.register_buffer("personal_of", torch.zeros(0, dtype=torch.uint8, device=device))
+        no_bytes = torch.zeros(0, dtype=torch.uint8, device=device)
+        self.register_buffer("packed_codes", no_bytes)
+        self.register_buffer("level_rows", self.weight.detach().new_zeros(0, 1, embedding_dim))
+        self.register_buffer("level_codes", no_bytes.clone())
         self.register_buffer("born_at", torch.full((self.max_clusters,), -1, device=device))
         self.register_buffer("parent_of", torch.full((self.max_clusters,), -1, device=device))
         self.born_at[0] = 0
@@ -150,9 +166,26 @@ class ClusteredTable(nn.Module):
         return lines - 1 if self.personal_of.numel() else lines
 
     @property
+    def num_levels(self) -> int:
+        """L, the levels of additive codes; 0 where there are none."""
+        return self.level_rows.shape[0]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether codes are kept in as few bits as the clusters need."""
+        return self.packed_codes.numel() > 0
+
+    @property
     def cluster_of(self) -> Tensor:
-        """The cluster of every entity, packed, (N,): of a blend the heaviest. A view of `codes`."""
-        return self.codes[:, 0]
+        """The cluster of every entity, (N,) as `pack` gives it: of a blend the heaviest.
+
+        A view of `codes`, unless these are packed in bits.
+        """
+        if not self.is_packed:
+            return self.codes[:, 0]
+        entities = torch.arange(self.num_embeddings, device=self.codes.device)
+        clusters = take_bits(self.packed_codes, entities, bits_for(self.max_clusters))
+        return pack(clusters, self.codes.dtype)
 
     @property
     def num_clustered_entities(self) -> int:
@@ -188,14 +221,21 @@ class ClusteredTable(nn.Module):
         """The bytes that serving needs: live rows and codes. The name is left empty."""
         size = self.weight.element_size()
         clusters = self.num_clusters
+        num_rows = clusters + self.num_levels * self.level_rows.shape[1]
         return TableMemory(
             name="",
             kind="clustered",
             num_entities=self.num_embeddings,
             width=self.embedding_dim,
-            num_rows=clusters,
-            table_bytes=clusters * self.embedding_dim * size,
-            code_bytes=_num_bytes(self.codes, self.code_weights, self.personal_of),
+            num_rows=num_rows,
+            table_bytes=num_rows * self.embedding_dim * size,
+            code_bytes=_num_bytes(
+                self.codes,
+                self.code_weights,
+                self.personal_of,
+                self.packed_codes,
+                self.level_codes,
+            ),
             personal_bytes=_num_bytes(self.personal_levels, self.personal_scale),
             full_table_bytes=self.num_embeddings * self.embedding_dim * size,
             sleeping_bytes=(self.max_clusters - clusters) * self.embedding_dim * size,
@@ -209,6 +249,8 @@ class ClusteredTable(nn.Module):
             text += f", blend_size={self.blend_size}"
         if self.num_personal:
             text += f", num_personal={self.num_personal}"
+        if self.num_levels:
+            text += f", num_levels={self.num_levels}"
         if self.padding_idx is not None:
             text += f", padding_idx={self.padding_idx}"
         if self.max_norm is not None:
@@ -360,7 +402,18 @@ class ClusteredTable(nn.Module):
             vectors = F.embedding(rows.squeeze(1), self.weight, sparse=True)
         else:
             vectors = self.weight.index_select(0, rows.squeeze(1))
+        if self.num_levels:
+            vectors = vectors + self._sums(ids)
         return vectors if self.personal_scale.numel() == 0 else vectors + self._offsets(ids)
+
+    def _sums(self, ids: Tensor) -> Tensor:
+        """What the levels of additive codes add to clusters' rows for entities, (L,): (L, D)."""
+        num_levels, num_rows, width = self.level_rows.shape
+        level = torch.arange(num_levels, device=ids.device)
+        places = ids.long().unsqueeze(1) * num_levels + level  # (L, levels)
+        choices = take_bits(self.level_codes, places, bits_for(num_rows))
+        rows = self.level_rows.view(-1, width)
+        return F.embedding_bag(choices + num_rows * level, rows, mode="sum")
 
     def _offsets(self, ids: Tensor) -> Tensor:
         """What entities, (L,), have of their own, (L, D)."""
@@ -389,6 +442,9 @@ class ClusteredTable(nn.Module):
             raise error
 
     def _take_codes(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.is_packed:
+            bits = bits_for(self.max_clusters)
+            return take_bits(self.packed_codes, ids.long(), bits).unsqueeze(1), None
         clusters = unpack(take_lines(self.codes, ids))
         if self.blend_size == 1:
             return clusters, None
@@ -463,6 +519,8 @@ class ClusteredTable(nn.Module):
         """
         check_count("count", count, at_least=1)
         first = self.num_embeddings
+        was_packed = self.is_packed
+        self.unpack_codes()
         live = self.live_clusters()
         share = (self.prior_sizes[live] + 1).double()
         rows = self.weight[live].double()
@@ -477,7 +535,13 @@ class ClusteredTable(nn.Module):
         new_weights = pack_weights(levels.unsqueeze(0)).expand(count, -1)
         self.code_weights = torch.cat([self.code_weights, new_weights])
         self._add_lines_for(count)
+        if self.num_levels:
+            mixed = (levels / levels.sum()).to(rows) @ self.weight[code].to(rows)
+            choices = nearest_choices(target - mixed, self.level_rows.to(rows))
+            self._set_level_codes(torch.cat([self._level_choices(), choices.expand(count, -1)]))
         self.num_embeddings = first + count
+        if was_packed:
+            self.pack_codes()
         return range(first, first + count)
 
     def _add_lines_for(self, count: int) -> None:
@@ -503,10 +567,14 @@ class ClusteredTable(nn.Module):
         cluster alone.
         """
         blend_size = plan.clusters.shape[1]
+        was_packed = self.is_packed
+        self.unpack_codes()
         if blend_size != self.blend_size:
             self._resize_codes(blend_size)
         self.codes[plan.entities] = pack(plan.clusters, self.codes.dtype)
         self.code_weights[plan.entities] = pack_weights(plan.levels)
+        if was_packed and blend_size == 1:
+            self.pack_codes()
 
     @torch.no_grad()
     def commit_personal(self, plan: PersonalPlan) -> None:
@@ -538,6 +606,51 @@ class ClusteredTable(nn.Module):
             setattr(self, name, part.new_empty(0, *part.shape[1:]))  # a slice would keep it all
 
     @torch.no_grad()
+    def commit_additive(self, plan: AdditivePlan, *, is_packed: bool) -> None:
+        """Give every entity the plan's code, and clusters the plan's rows.
+
+        is_packed : whether clusters are kept in as few bits as they need
+        """
+        self.harden()
+        self.codes = pack(plan.clusters.unsqueeze(1), self.codes.dtype)
+        self.weight.copy_(plan.rows)
+        self.level_rows = plan.level_rows.to(self.weight.dtype).contiguous()
+        self._set_level_codes(plan.choices)
+        self.reclaim_empty()
+        if is_packed:
+            self.pack_codes()
+
+    def _set_level_codes(self, choices: Tensor) -> None:
+        self.level_codes = pack_bits(choices.flatten(), bits_for(self.level_rows.shape[1]))
+
+    def _level_choices(self) -> Tensor:
+        """Everyone's row of each level, int64 (N, L)."""
+        num_levels, num_rows, _ = self.level_rows.shape
+        places = torch.arange(self.num_embeddings * num_levels, device=self.codes.device)
+        return take_bits(self.level_codes, places, bits_for(num_rows)).view(-1, num_levels)
+
+    def drop_levels(self) -> None:
+        """Leave every entity to the row of its cluster."""
+        self.level_rows = self.level_rows.new_empty(0, *self.level_rows.shape[1:])
+        self.level_codes = self.level_codes.new_empty(0)
+
+    def pack_codes(self) -> None:
+        """Keep hard codes in as few bits as the clusters need; a look-up takes a little longer."""
+        assert self.blend_size == 1, "a blend has ids of whole bytes"
+        if not self.is_packed:
+            bits = bits_for(self.max_clusters)
+            self.packed_codes = pack_bits(unpack(self.cluster_of), bits)
+            self.codes = self.codes.new_empty(0, 1)
+            self.code_weights = self.code_weights.new_empty(0, 0)
+
+    def unpack_codes(self) -> None:
+        """Keep codes in whole bytes again."""
+        if self.is_packed:
+            self.codes = self.cluster_of.unsqueeze(1)
+            self.code_weights = self.code_weights.new_empty(self.num_embeddings, 0)
+            self.packed_codes = self.packed_codes.new_empty(0)
+
+    @torch.no_grad()
     def commit_merges(self, plan: MergePlan) -> list[tuple[int, int]]:
         """Send the members of dissolved clusters to the plan's, and put the rows to sleep.
 
@@ -553,8 +666,10 @@ class ClusteredTable(nn.Module):
         return self.reclaim_empty()
 
     def harden(self) -> None:
-        """Leave every entity in its own cluster alone: hard codes, nothing personal."""
+        """Leave every entity in its own cluster alone: hard codes, no levels, nothing personal."""
         self.drop_personal()
+        self.drop_levels()
+        self.unpack_codes()
         if self.blend_size > 1:
             self._resize_codes(1)
 
@@ -613,7 +728,7 @@ class ClusteredTable(nn.Module):
         table = copy.deepcopy(self)
         table.harden()
         table.weight[kept] = mean[kept] / total[kept, None]
-        table.codes = pack(node_of[unpack(self.codes[:, :1])], self.codes.dtype)
+        table.codes = pack(node_of[unpack(self.cluster_of)].unsqueeze(1), self.codes.dtype)
         table.prior_sizes = torch.zeros_like(self.prior_sizes).index_add_(
             0, node_of, self.prior_sizes
         )
@@ -639,11 +754,28 @@ class ClusteredTable(nn.Module):
             self.personal_levels = torch.zeros_like(levels, device=self.codes.device)
             self.personal_scale = torch.zeros_like(scale, device=self.codes.device)
             self.personal_of = torch.zeros_like(line_of, device=self.codes.device)
+        rows, choices, packed = (
+            state.get(f"{prefix}{part}") for part in ("level_rows", "level_codes", "packed_codes")
+        )
+        if (
+            isinstance(rows, Tensor)
+            and isinstance(choices, Tensor)
+            and rows.dim() == 3
+            and rows.shape[2] == self.embedding_dim
+            and choices.numel() == self._level_bytes(rows)
+        ):
+            self.level_rows = self.level_rows.new_zeros(rows.shape)
+            self.level_codes = self.level_codes.new_zeros(choices.shape)
         codes = state.get(f"{prefix}codes")
         if not isinstance(codes, Tensor) or codes.dim() != 2:
             return
+        self.unpack_codes()
         if codes.shape[1] != self.blend_size and 1 <= codes.shape[1] <= MAX_BLEND:
             self._resize_codes(codes.shape[1])
+        size = packed_bytes(self.num_embeddings, bits_for(self.max_clusters))
+        is_packed = isinstance(packed, Tensor) and packed.numel() == size
+        if is_packed and codes.shape == (0, 1):
+            self.pack_codes()
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -664,12 +796,19 @@ class ClusteredTable(nn.Module):
                 "the two were not saved at the same moment"
             )
         is_live = self.born_at >= 0
-        clusters = unpack(self.codes)
+        clusters = unpack(self.cluster_of if self.is_packed else self.codes)
         if int(clusters.max()) >= self.max_clusters or not bool(is_live[clusters].all()):
             error_msgs.append(
                 f"{prefix}codes points at a cluster that {prefix}born_at says is asleep: "
                 "the two were not saved at the same moment"
             )
+
+    def _level_bytes(self, rows: Tensor) -> int:
+        """What everyone's choices among the rows of levels, (L, R, D), take."""
+        num_levels, num_rows, _ = rows.shape
+        if not num_levels:
+            return 0
+        return packed_bytes(self.num_embeddings * num_levels, bits_for(num_rows))
 
 
 @contextmanager
@@ -786,7 +925,7 @@ class ClusteredEmbeddingBag(ClusteredTable):
         """Pool the vectors of bags: (B, L), or (L,) with offsets (B,), gives floats (B, D)."""
         _check_id_dtype("input", input)
         flat = input.reshape(-1)
-        is_plain = self.blend_size == 1 and not self.num_personal
+        is_plain = self.blend_size == 1 and not self.num_personal and not self.num_levels
         is_pooling_rows = self.probe is None and is_plain
         if is_pooling_rows:
             row_ids = self.code_of(flat)[0].squeeze(1)

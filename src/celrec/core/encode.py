@@ -1,94 +1,109 @@
-"""From clusters to codes under a byte budget: blends for all, personal vectors for some.
+"""From clusters to codes under a byte budget.
 
-`Budget` says what the bytes are spent on. The first go to blends, for four clusters in place of one
-are worth more than anything else (six bytes an entity); what is left goes to personal vectors of
-four bits a number, in the order of what each is expected to gain. Where every entity with data gets
-a vector of its own, blends are given back, and numbers have eight bits if that fits as well:
-docs/results/codes.md has the figures.
+`Budget` says what the bytes are spent on, best first: a vector of eight bits a number for everyone
+with data, or of four; else additive codes of as many levels as there is room for (four bits an
+entity each); else blends; else hard codes, packed in bits where nothing else fits. Additive codes
+of three bytes serve better than blends of six, and than vectors of their own for those that gain
+most by them: docs/design/additive-codes.md has the figures.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from celrec.core.additive import MAX_LEVELS, plan_additive
 from celrec.core.blend import CodePlan
-from celrec.core.codes import code_bytes, code_dtype
+from celrec.core.codes import bits_for, code_bytes, code_dtype, packed_bytes, unpack
 from celrec.core.embedding import ClusteredTable
 from celrec.core.mixing import nearest_blend
 from celrec.core.offsets import offset_bytes
-from celrec.core.personal import PersonalPlan, Posterior, expected_gains
+from celrec.core.personal import PersonalPlan, Posterior
 from celrec.core.recording import SampleLoss, SampleOf
 from celrec.core.statistics import StatisticsPass, collect_statistics
 from celrec.errors import ArgumentError
 
 BLEND_SIZE = 4
-"""Clusters in the blend of an entity, where the budget allows."""
+"""Clusters in the blend of an entity, where the budget allows; vectors are fitted from there."""
 
 _ENTITIES_AT_A_TIME = 1 << 16  # weights take this many x K floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What tables may take, and what it is spent on.
+    """What the bytes of tables are spent on; the same for all of them.
 
-    blend_size : m, the same for all tables
-    vector_bytes : what is left for personal vectors and the index to them; None where it is enough
-        for everyone, given that blends are given back
-    bits : of each number of a personal vector
+    bits : of each number of everyone's personal vector; None: there are none
+    num_levels, level_bits : of additive codes; 0 levels: there are none
+    is_packed : whether clusters are kept in as few bits as they need
+    blend_size : m, where entities have neither
     """
 
-    blend_size: int
-    vector_bytes: int | None
-    bits: int
+    bits: int | None = None
+    num_levels: int = 0
+    level_bits: int = 4
+    is_packed: bool = False
+    blend_size: int = 1
 
     @staticmethod
     def of(tables: Mapping[str, ClusteredTable], bytes_per_entity: float) -> Budget:
         """Spend `bytes_per_entity` times the entities of all tables.
 
-        raises : ArgumentError if that is less than rows and hard codes take
+        raises : ArgumentError if that is less than rows and packed hard codes take
         """
         num_entities = sum(table.num_embeddings for table in tables.values())
         total = int(round(bytes_per_entity * num_entities, 6))  # 0.29 x 100 is below 29
         rows = sum(table.memory().table_bytes for table in tables.values())
+        for budget in _best_first():
+            if rows + sum(budget.bytes_of(table) for table in tables.values()) <= total:
+                return budget
+        least = rows + sum(_PACKED.bytes_of(table) for table in tables.values())
+        raise _too_small(bytes_per_entity, least, num_entities)
 
-        def code_bytes_of(table: ClusteredTable, blend_size: int) -> int:
-            return code_bytes(min(blend_size, table.num_clusters), table.codes.element_size())
+    def bytes_of(self, table: ClusteredTable) -> int:
+        """What a table takes beside the rows of its clusters."""
+        num_entities, id_bytes = table.num_embeddings, table.codes.element_size()
+        if self.is_packed:
+            codes = packed_bytes(num_entities, bits_for(table.max_clusters))
+        else:
+            codes = num_entities * code_bytes(min(self.blend_size, table.num_clusters), id_bytes)
+        if self.num_levels:
+            level_rows = self.num_levels << self.level_bits
+            codes += packed_bytes(num_entities * self.num_levels, self.level_bits)
+            codes += level_rows * table.embedding_dim * table.weight.element_size()
+        if self.bits is None:
+            return codes
+        with_vectors = num_entities * (
+            code_bytes(1, id_bytes)
+            + code_dtype(num_entities + 1).itemsize  # the index to vectors, at its widest
+            + offset_bytes(table.embedding_dim, self.bits)
+        )
+        return max(codes, with_vectors)  # a table without data keeps its blends
 
-        def left_with(blend_size: int) -> int:
-            codes = sum(
-                table.num_embeddings * code_bytes_of(table, blend_size) for table in tables.values()
-            )
-            return total - rows - codes
 
-        def bytes_of_everyone(bits: int) -> int:
-            return sum(
-                table.num_embeddings
-                * max(
-                    offset_bytes(table.embedding_dim, bits) + _index_bytes(table),
-                    # a table without data keeps its blends
-                    code_bytes_of(table, BLEND_SIZE) - code_bytes_of(table, 1),
-                )
-                for table in tables.values()
-            )
+_PACKED = Budget(is_packed=True)
 
-        for bits in (8, 4):
-            if left_with(1) >= bytes_of_everyone(bits):
-                return Budget(BLEND_SIZE, None, bits)
-        if left_with(BLEND_SIZE) >= 0:
-            return Budget(BLEND_SIZE, left_with(BLEND_SIZE), 4)
-        for blend_size in range(BLEND_SIZE - 1, 0, -1):
-            if left_with(blend_size) >= 0:
-                return Budget(blend_size, 0, 4)  # else more bytes could mean fewer vectors
-        raise _too_small(bytes_per_entity, total - left_with(1), num_entities)
+
+def _best_first() -> Iterator[Budget]:
+    """All budgets; one that comes later is never the better one, and takes fewer bytes if any."""
+    for bits in (8, 4):
+        yield Budget(bits=bits, blend_size=BLEND_SIZE)
+    for num_levels in range(MAX_LEVELS, 0, -1):
+        for is_packed in (False, True):
+            yield Budget(num_levels=num_levels, is_packed=is_packed)
+    for is_packed in (False, True):
+        yield Budget(num_levels=1, level_bits=3, is_packed=is_packed)
+    for blend_size in range(BLEND_SIZE, 0, -1):
+        yield Budget(blend_size=blend_size)
+    yield _PACKED
 
 
 def check_budget(tables: Mapping[str, ClusteredTable], bytes_per_entity: float) -> None:
-    """See before training whether a budget will hold rows and hard codes.
+    """See before training whether a budget will hold rows and packed hard codes.
 
     A fixed number of clusters is taken as reached. Of "auto" nothing is known yet but the present.
     raises : ArgumentError
@@ -98,7 +113,7 @@ def check_budget(tables: Mapping[str, ClusteredTable], bytes_per_entity: float) 
     for table in tables.values():
         memory = table.memory()
         least += memory.table_bytes + (0 if table.is_auto else memory.sleeping_bytes)
-        least += table.num_embeddings * table.codes.element_size()
+        least += _PACKED.bytes_of(table)
     if bytes_per_entity * num_entities < least:
         raise _too_small(bytes_per_entity, least, num_entities)
 
@@ -111,36 +126,31 @@ def _too_small(bytes_per_entity: float, least: int, num_entities: int) -> Argume
     )
 
 
-def choose_personal(
-    tables: Mapping[str, ClusteredTable],
-    found: Mapping[str, StatisticsPass],
-    vector_bytes: int | None,
-    bits: int = 8,
-) -> dict[str, Tensor]:
-    """Who gets a vector of its own: the largest expected gain per byte first, over all tables.
+@torch.no_grad()
+def commit_levels(
+    posterior: Posterior, count: Tensor, budget: Budget, generator: torch.Generator
+) -> None:
+    """Give a table additive codes of its posterior's means.
 
-    found : statistics of every table at its present vectors
-    vector_bytes : for offsets and the index to them; None: everyone with data gets one
-    bits : of each number of an offset
-    returns : by table, int64 (P,) ascending
+    Entities without data are coded as the mean of those with data.
+
+    count : int64 (N,)   samples of every entity
     """
-    entities = {name: found[name].statistics.entities for name in tables}
-    if vector_bytes is None:
-        return entities
-    gains, costs, owners = [], [], []
-    for number, (name, table) in enumerate(tables.items()):
-        statistics = found[name].statistics
-        vectors = table.look_up(statistics.entities).detach().float()
-        variance = (vectors - vectors.mean(0)).square().mean().clamp_min(1e-12)
-        cost = offset_bytes(table.embedding_dim, bits)
-        gains.append(expected_gains(statistics, variance.expand(table.embedding_dim)) / cost)
-        costs.append(torch.full_like(statistics.entities, cost))
-        owners.append(torch.full_like(statistics.entities, number))
-        vector_bytes -= table.num_embeddings * _index_bytes(table) + cost  # and nobody's line
-    order = torch.cat(gains).argsort(descending=True, stable=True)
-    chosen = order[torch.cat(costs)[order].cumsum(0) <= vector_bytes]
-    owner, entity = torch.cat(owners)[chosen], torch.cat(list(entities.values()))[chosen]
-    return {name: entity[owner == number].sort().values for number, name in enumerate(tables)}
+    table = posterior.table
+    mean = posterior.mean.mean(0)
+    vectors = mean.repeat(table.num_embeddings, 1)
+    vectors[posterior.entities] = posterior.mean
+    plan = plan_additive(
+        vectors,
+        (count + 1).sqrt(),
+        posterior.spread.mean_fisher,
+        unpack(table.cluster_of),
+        table.weight.detach(),
+        num_levels=budget.num_levels,
+        bits=budget.level_bits,
+        generator=generator,
+    )
+    table.commit_additive(plan, is_packed=budget.is_packed)
 
 
 @torch.no_grad()
@@ -199,11 +209,6 @@ def nearest_rows(table: ClusteredTable, entities: Tensor, vectors: Tensor) -> Te
     ridge = 1e-3 * square.diagonal().mean() + 1e-9
     square.diagonal().add_(ridge)
     return rows + torch.linalg.solve(square, product).to(rows)
-
-
-def _index_bytes(table: ClusteredTable) -> int:
-    """What the index to personal vectors takes for each entity, at its widest."""
-    return code_dtype(table.num_embeddings + 1).itemsize
 
 
 def statistics_of(

@@ -119,6 +119,15 @@ class PersonalEvent(_Event):
 
 
 @dataclass(frozen=True)
+class AdditiveEvent(_Event):
+    """All entities got additive codes: the row of their cluster and one of each level."""
+
+    kind: ClassVar[str] = "additive"
+    num_levels: int
+    bits: int
+
+
+@dataclass(frozen=True)
 class SkipEvent(_Event):
     """A table had no round, for the reason given."""
 
@@ -126,4 +135,13 @@ class SkipEvent(_Event):
     reason: str
 
 
-Event = SplitEvent | MoveEvent | MergeEvent | ReclaimEvent | CodeEvent | PersonalEvent | SkipEvent
+Event = (
+    SplitEvent
+    | MoveEvent
+    | MergeEvent
+    | ReclaimEvent
+    | CodeEvent
+    | PersonalEvent
+    | AdditiveEvent
+    | SkipEvent
+)

@@ -41,7 +41,7 @@ from torch import Tensor
 from celrec.core.company import Company, expected_vectors
 from celrec.core.offsets import LARGEST_LEVEL
 from celrec.core.recording import PerSampleLoss, PosteriorProbe, SampleLoss, SampleOf, attached
-from celrec.core.statistics import EntityStatistics, SampleEntityPairs, sample_entity_pairs
+from celrec.core.statistics import SampleEntityPairs, sample_entity_pairs
 from celrec.errors import ArgumentError, LossError, check_count, check_number
 
 if TYPE_CHECKING:
@@ -430,19 +430,6 @@ class PersonalFit:
             if others:
                 company = torch.cat(others, 1)[one.samples]
                 self.posteriors[name].meet(one.entities, company)
-
-
-def expected_gains(statistics: EntityStatistics, variance: Tensor) -> Tensor:
-    """What a vector of its own is worth to each entity, (E,), in nats over as many samples again.
-
-    To second order, with a normal prior around the present vectors: the posterior mean of the
-    offset is o = -g / (h + 1 / variance), and serving it saves 1/2 h o^2, summed over D.
-
-    statistics : of E entities, at the vectors that they have without
-    variance : (D,), of offsets
-    """
-    offset = statistics.gradient / (statistics.curvature + 1 / variance)
-    return 0.5 * (statistics.curvature * offset.square()).sum(1)
 
 
 def _standard_normal(num_draws: int, like: Tensor, generator: torch.Generator) -> Tensor:

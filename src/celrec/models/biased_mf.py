@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from celrec.errors import ArgumentError, check_number
-from celrec.models.layers import LayerWidths, check_equal_widths, draw_rows, rows_of
+from celrec.models.layers import (
+    DrawsItself,
+    LayerWidths,
+    check_equal_widths,
+    draw_rows,
+    rows_of,
+)
 
 _NUM_BIASES = 2
 
@@ -53,10 +59,11 @@ class BiasedMF(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the factors from N(0, 0.1^2); biases start at zero."""
+        """Draw the factors from N(0, 0.1^2); biases start at zero where a layer has plain rows."""
         for layer in (self.user_embedding, self.item_embedding):
             draw_rows(layer, std=0.1, generator=generator)
-            rows_of(layer)[:, -_NUM_BIASES:] = 0
+            if not isinstance(layer, DrawsItself):
+                rows_of(layer)[:, -_NUM_BIASES:] = 0
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Predict: ids (B,) and (B,) -> (B,), in units of the label."""

@@ -7,6 +7,7 @@ A layer is `torch.nn.Embedding` or anything that follows its contract: called wi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +40,28 @@ def width_of(layer: nn.Module) -> int:
     return width
 
 
+@runtime_checkable
+class DrawsItself(Protocol):
+    """A layer whose vectors are no plain rows, and which knows how to draw its parameters."""
+
+    def draw(self, std: float, generator: torch.Generator | None = None) -> None: ...
+
+    def reset_parameters(
+        self, std: float = 1.0, generator: torch.Generator | None = None
+    ) -> None: ...
+
+
 def rows_of(layer: nn.Module) -> Tensor:
-    """The rows of a layer, (rows, D)."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
+    """The rows of a layer, (rows, D).
+
+    raises : ArgumentError for one whose vectors are no plain rows
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise ArgumentError(
+            f"a {type(layer).__name__} has no rows (`weight`); wanted a layer whose vectors are "
+            "rows of one table, such as full, clustered or hashed ones"
+        )
     return weight
 
 
@@ -51,8 +70,12 @@ def draw_rows(layer: nn.Module, std: float, generator: torch.Generator | None = 
     """Draw all rows from N(0, std^2) in place; a padding entity's row of `nn.Embedding` is zero.
 
     The first row is made nonnegative. A clustered table starts with all its entities in that row,
-    and two tables whose first rows agree in sign give a prediction that can grow at once.
+    and two tables whose first rows agree in sign give a prediction that can grow at once. A layer
+    that draws itself is asked for vectors of that deviation.
     """
+    if isinstance(layer, DrawsItself):
+        layer.reset_parameters(std, generator)
+        return
     rows = rows_of(layer)
     nn.init.normal_(rows, std=std, generator=generator)
     rows[0].abs_()

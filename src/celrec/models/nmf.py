@@ -14,7 +14,7 @@ class NMF(nn.Module):
     Rows stay nonnegative by projection: call `project_` after every optimizer step, as the trainer
     does. For nonnegative labels (ratings, counts).
 
-    user_embedding, item_embedding : layers of equal width
+    user_embedding, item_embedding : layers of equal width, with plain rows
 
     Source: Lee and Seung, "Learning the parts of objects by non-negative matrix factorization",
     Nature 1999; by projected gradient steps as in Chen et al. 2023, section 5.
@@ -30,6 +30,8 @@ class NMF(nn.Module):
         self.width = check_equal_widths(
             "NMF", user_embedding=user_embedding, item_embedding=item_embedding
         )
+        for layer in (user_embedding, item_embedding):
+            rows_of(layer)  # what has none cannot be kept nonnegative
         self.user_embedding = user_embedding
         self.item_embedding = item_embedding
 

@@ -5,8 +5,9 @@ schedule asks for one; validation; a line of history; a checkpoint. A run that w
 moment, by Ctrl-C or by SIGKILL, goes on from its last checkpoint and ends with the same bits as one
 that was not, on the same machine with the same versions and thread count.
 
-After the last epoch entities get their final codes (encoding.py). That step is not saved in parts:
-a run that is stopped in it repeats it, with the same bits.
+After the last epoch tables take the form that serves: entities get their final codes (encoding.py),
+baselines finish (baselines/contract.py). That step is not saved in parts: a run that is stopped in
+it repeats it, with the same bits.
 
 The files of a run folder that are written here:
 
@@ -14,7 +15,7 @@ The files of a run folder that are written here:
 - `timing.jsonl`: seconds per epoch, which are not
 - `last.safetensors`: everything that a resumed run needs
 - `best.safetensors`: the model after its best epoch on validation; absent without validation
-- `encoded.safetensors`: that model with the codes made from it; absent where codes stay hard
+- `encoded.safetensors`: that model in the form that serves; absent where training ends in it
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from celrec.baselines.contract import CompressedEmbedding
 from celrec.checkpoint import load_model_state, load_optimizer_state, load_state, save_state
 from celrec.core.cluster_optimizer import ClusterOptimizer, ClusterSchedule
 from celrec.core.embedding import ClusteredTable
@@ -130,7 +132,7 @@ class FitResult:
     num_epochs : epochs run, resumed ones included
     best_epoch : the epoch whose model was kept, counted from 1; None without validation
     history : the lines of history.jsonl
-    encoding : seconds and events of the last step, ready for JSON; None where codes stay hard
+    encoding : seconds and events of the last step, ready for JSON; None where there is none
     """
 
     num_epochs: int
@@ -212,6 +214,11 @@ class Trainer:
             for name, module in model.named_modules()
             if isinstance(module, ClusteredTable)
         }
+        self.baselines = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, CompressedEmbedding)
+        }
         self.encoding = encoding or EncodingOptions(blend=1)
         self.clusters: ClusterOptimizer | None = None
         if self.tables:
@@ -260,6 +267,7 @@ class Trainer:
                 epoch = self._state.epoch + 1
                 began = perf_counter()
                 train_loss = self._take_steps(samples, epoch)
+                self._change_baselines(epoch)
                 trained = perf_counter()
                 events = self._run_round(samples, epoch)
                 clustered = perf_counter()
@@ -303,7 +311,8 @@ class Trainer:
                 loss = self.objective.training_loss(prediction, label)
                 losses[number] = loss.detach()
                 optimizer.zero_grad()
-                (loss + penalty.take()).backward()
+                extra = sum(table.extra_loss() for table in self.baselines.values())
+                (loss + penalty.take() + extra).backward()
                 optimizer.step()
                 if project is not None:
                     project()
@@ -313,6 +322,13 @@ class Trainer:
         self._check_losses(losses, epoch)
         sizes = torch.tensor([len(label) for _, _, label in batches], device=self.device)
         return float((losses.double() * sizes).sum() / sizes.sum())
+
+    def _change_baselines(self, epoch: int) -> None:
+        """Let baselines change between epochs; moments of replaced parameters start anew."""
+        for table in self.baselines.values():
+            if table.after_epoch(epoch, self.options.epochs):
+                for parameter in table.parameters():
+                    self.optimizer.state.pop(parameter, None)
 
     def _run_round(self, samples: _Samples, epoch: int) -> list[Event]:
         """Let clusters split and entities move, if the schedule asks for it now."""
@@ -325,9 +341,9 @@ class Trainer:
         return clusters.round(samples.batches(options.round_batch_size))
 
     def _encode(self, samples: _Samples) -> dict[str, Any] | None:
-        """Give entities their final codes; from the run folder, if that was done."""
-        clusters, options = self.clusters, self.encoding
-        if clusters is None or not options.is_needed:
+        """Give tables the form that serves; from the run folder, if that was done."""
+        is_coding = self.clusters is not None and self.encoding.is_needed
+        if not is_coding and all(table.is_finished for table in self.baselines.values()):
             return None
         file = None if self.run_dir is None else self.run_dir / "encoded.safetensors"
         if file is not None and file.exists():
@@ -335,6 +351,26 @@ class Trainer:
             load_model_state(self.model, saved["model"])
             return dict(saved["encoding"])
         began = perf_counter()
+        events = self._make_codes(samples) if is_coding else []
+        for table in self.baselines.values():
+            table.finish()
+        encoding = {
+            "seconds": perf_counter() - began,
+            "events": [event.summary() for event in events],
+        }
+        if file is not None:
+            saved = {
+                "epoch": self._state.best_epoch or self._state.epoch,
+                "model": self.model.state_dict(),
+                "encoding": encoding,
+            }
+            save_state(file, saved, kind="encoded")
+        return encoding
+
+    def _make_codes(self, samples: _Samples) -> list[Event]:
+        """Give entities of clustered tables their final codes."""
+        clusters, options = self.clusters, self.encoding
+        assert clusters is not None
         if self.objective.needs_calibration:
             prediction = predict_ids(self.model, samples.user, samples.item)
             self.objective.calibrate(prediction, samples.label)
@@ -350,25 +386,13 @@ class Trainer:
             self.progress.on_encoding(num_done, num_passes)
 
         if options.bytes_per_entity is not None:
-            events = clusters.encode(
+            return clusters.encode(
                 passes, options.bytes_per_entity, rule=rule, after_pass=after_pass
             )
-        else:
-            events = clusters.blend(samples.batches(self.options.round_batch_size), options.blend)
-            if options.personal:
-                events += clusters.personalize(passes, rule=rule, after_pass=after_pass)
-        encoding = {
-            "seconds": perf_counter() - began,
-            "events": [event.summary() for event in events],
-        }
-        if file is not None:
-            saved = {
-                "epoch": self._state.best_epoch or self._state.epoch,
-                "model": self.model.state_dict(),
-                "encoding": encoding,
-            }
-            save_state(file, saved, kind="encoded")
-        return encoding
+        events = clusters.blend(samples.batches(self.options.round_batch_size), options.blend)
+        if options.personal:
+            events += clusters.personalize(passes, rule=rule, after_pass=after_pass)
+        return events
 
     def _per_sample_loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         user, item, label = batch
