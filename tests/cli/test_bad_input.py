@@ -144,7 +144,7 @@ def test_rows_that_do_not_fit(celrec: CommandLine, tmp_path: Path, rows: str, me
     [
         (["--task", "ratings"], "task.kind is 'ratings'; did you mean 'rating'?"),
         (["--model", "gfm"], "model.kind is 'gfm'; did you mean 'gmf'?"),
-        (["--embedding", "hash"], "embedding.kind is 'hash'; did you mean 'hashed'?"),
+        (["--embedding", "hash"], "[embedding]: kind is 'hash'; did you mean 'hashed'?"),
         (["--partition", "leave-one-out"], "did you mean 'leave-last-out'?"),
         (["--optimizer", "adm"], "did you mean 'adam'?"),
         (["--epochs", "0"], "epochs is 0"),

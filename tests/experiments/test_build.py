@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 import torch
 
+from celrec.baselines.registry import all_baselines
 from celrec.data.interactions import Interactions
 from celrec.data.vocabulary import Vocabulary
-from celrec.errors import CatalogError, CelrecError, ConfigError, DataError
+from celrec.errors import ArgumentError, CatalogError, CelrecError, ConfigError, DataError
 from celrec.experiments.build import (
     MODELS,
     OBJECTIVES,
     PARTITIONS,
-    TABLES,
     build_model,
     completed,
     divide,
@@ -26,7 +26,7 @@ from celrec.experiments.build import (
     load_interactions,
     tables_of,
 )
-from celrec.experiments.config import EmbeddingKind, ModelKind, PartitionKind
+from celrec.experiments.config import CLUSTERED, ModelKind, PartitionKind
 from celrec.losses import Task
 from celrec.models.layers import rows_of
 from tests.experiments.making import config, write_planted
@@ -49,7 +49,6 @@ def ratings(label: list[float], *, has_times: bool = True) -> Interactions:
     ("table", "words"),
     [
         (MODELS, ModelKind),
-        (TABLES, EmbeddingKind),
         (PARTITIONS, PartitionKind),
         (OBJECTIVES, Task),
     ],
@@ -199,7 +198,7 @@ def test_columns_are_read_under_the_users_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", get_args(ModelKind))
-@pytest.mark.parametrize("embedding", get_args(EmbeddingKind))
+@pytest.mark.parametrize("embedding", ["full", *CLUSTERED, *all_baselines()])
 def test_every_model_runs_on_every_kind_of_table(model: str, embedding: str) -> None:
     data = ratings([1, 2, 4, 5] * 10)
     rows = {"user_rows": False, "item_rows": False}
@@ -209,11 +208,20 @@ def test_every_model_runs_on_every_kind_of_table(model: str, embedding: str) -> 
         embedding={"kind": embedding, **rows},
     )
     done = completed(chosen, data)
+    if model == "nmf" and not has_plain_rows(embedding):
+        with pytest.raises(ArgumentError, match=r"has no rows \(`weight`\)"):
+            build_model(done, data.num_users, data.num_items)
+        return
     built = build_model(done, data.num_users, data.num_items)
     initialise(built, done, data)
     user, item = torch.tensor(data.user), torch.tensor(data.item)
     assert built(user, item).shape == (len(data),)
     assert {table.num_embeddings for table in tables_of(built).values()} == {5, 7}
+
+
+def has_plain_rows(embedding: str) -> bool:
+    kind = all_baselines().get(embedding)
+    return kind is None or hasattr(kind.within(50, 8, 800), "weight")
 
 
 def test_the_start_depends_on_the_seed_and_scale_alone() -> None:

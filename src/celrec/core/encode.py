@@ -10,7 +10,7 @@ most by them: docs/design/additive-codes.md has the figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,8 @@ from celrec.errors import ArgumentError
 BLEND_SIZE = 4
 """Clusters in the blend of an entity, where the budget allows; vectors are fitted from there."""
 
+_CLUSTERS_TRIED = (32, 16, 8, 4, 2)
+_ENOUGH_BITS = 24
 _ENTITIES_AT_A_TIME = 1 << 16  # weights take this many x K floats
 
 
@@ -116,6 +118,44 @@ def check_budget(tables: Mapping[str, ClusteredTable], bytes_per_entity: float) 
         least += _PACKED.bytes_of(table)
     if bytes_per_entity * num_entities < least:
         raise _too_small(bytes_per_entity, least, num_entities)
+
+
+def clusters_within(tables: Sequence[tuple[int, int]], bytes_per_entity: float) -> int:
+    """How many clusters to give each table, so that a byte budget is spent well.
+
+    So many that codes have most bits, up to 24; among equals the most, up to 32. Bits of levels
+    serve as well as bits of clusters, and cost fewer rows; with 24 of them vectors are nearly as
+    good as if kept whole (docs/design/additive-codes.md).
+
+    tables : (N, D) of each
+    raises : ArgumentError if not even two clusters fit
+
+    >>> [clusters_within([(6040, 32), (3706, 32)], share) for share in (1.28, 2.56, 12.8)]
+    [8, 8, 32]
+    """
+    best, most_bits = None, -1
+    for num_clusters in _CLUSTERS_TRIED:
+        if num_clusters > min(num_entities for num_entities, _ in tables):
+            continue
+        made = {
+            str(number): ClusteredTable.from_pretrained(
+                torch.zeros(num_clusters, width), torch.arange(num_entities) % num_clusters
+            )
+            for number, (num_entities, width) in enumerate(tables)
+        }
+        try:
+            budget = Budget.of(made, bytes_per_entity)
+        except ArgumentError:
+            if num_clusters > 2:
+                continue
+            raise
+        bits = bits_for(num_clusters) + budget.num_levels * budget.level_bits
+        if budget.bits is not None or bits >= _ENOUGH_BITS:
+            return num_clusters
+        if bits > most_bits:
+            best, most_bits = num_clusters, bits
+    assert best is not None, "two clusters were tried, or raised"
+    return best
 
 
 def _too_small(bytes_per_entity: float, least: int, num_entities: int) -> ArgumentError:

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from celrec.baselines.hashed import HashedEmbedding
+from celrec.baselines.contract import CompressedEmbedding, Occurrences
+from celrec.baselines.registry import all_baselines
 from celrec.core.embedding import ClusteredEmbedding
+from celrec.core.encode import clusters_within
 from celrec.data.catalog import CATALOG, load
 from celrec.data.interactions import Interactions
 from celrec.data.labels import binarize
@@ -20,7 +22,7 @@ from celrec.data.partition import Partition, by_time, leave_last_out, random_par
 from celrec.data.readers import read_interactions
 from celrec.data.sampling import sample_negatives
 from celrec.errors import ArgumentError, CatalogError, ConfigError, DataError, nearest_name
-from celrec.experiments.config import DataConfig, Rows, RunConfig, TaskConfig
+from celrec.experiments.config import DataConfig, EmbeddingConfig, RunConfig, TaskConfig
 from celrec.losses import BinaryCrossEntropy, Objective, SquaredError
 from celrec.models.biased_mf import BiasedMF
 from celrec.models.gmf import GMF
@@ -53,11 +55,6 @@ PARTITIONS: dict[str, Callable[[Interactions, RunConfig], Partition]] = {
     ),
 }
 MODELS: dict[str, Any] = {"gmf": GMF, "biased-mf": BiasedMF, "nmf": NMF, "neumf": NeuMF}
-TABLES: dict[str, Callable[[int, int, Any, int], nn.Module]] = {
-    "full": lambda N, width, rows, seed: nn.Embedding(N, width),
-    "hashed": lambda N, width, rows, seed: HashedEmbedding(N, width, rows, seed=seed),
-    "clustered": lambda N, width, rows, seed: ClusteredEmbedding(N, width, rows),
-}
 
 
 @dataclass(frozen=True)
@@ -116,11 +113,7 @@ def completed(config: RunConfig, interactions: Interactions) -> RunConfig:
         partition = replace(partition, seed=config.seed)
     embedding = config.embedding
     if embedding.kind != "full":
-        embedding = replace(
-            embedding,
-            user_rows=_rows_or_default(embedding.user_rows, interactions.num_users),
-            item_rows=_rows_or_default(embedding.item_rows, interactions.num_items),
-        )
+        embedding = _completed_embedding(config, interactions)
     return replace(
         config,
         data=_with_absolute_source(config.data),
@@ -167,8 +160,26 @@ def _with_absolute_source(data: DataConfig) -> DataConfig:
     return replace(data, source=str(Path(data.source).resolve()))
 
 
-def _rows_or_default(rows: Rows | None, num_entities: int) -> Rows:
-    return min(DEFAULT_ROWS, num_entities) if rows is None else rows
+def _completed_embedding(config: RunConfig, interactions: Interactions) -> EmbeddingConfig:
+    """With the rows that are not given: by the byte budget, or the default."""
+    embedding, budget = config.embedding, config.encoding.bytes_per_entity
+    counts = interactions.num_users, interactions.num_items
+    if budget is None:
+        defaults = [min(DEFAULT_ROWS, count) for count in counts]
+    elif embedding.is_clustered:
+        widths = MODELS[config.model.kind].layer_widths(config.model.width)
+        tables = [(counts["user" not in name], width) for name, width in widths.items()]
+        try:
+            defaults = [clusters_within(tables, budget)] * 2
+        except ArgumentError as error:
+            raise ConfigError(f"clustered tables: {error}") from error
+    else:  # `_build_table` asks the baseline
+        return embedding
+    user_rows, item_rows = (
+        default if given is None else given
+        for given, default in zip((embedding.user_rows, embedding.item_rows), defaults, strict=True)
+    )
+    return replace(embedding, user_rows=user_rows, item_rows=item_rows)
 
 
 def _completed_task(task: TaskConfig, interactions: Interactions) -> TaskConfig:
@@ -215,7 +226,15 @@ def build_model(config: RunConfig, num_users: int, num_items: int) -> nn.Module:
 
 
 def initialise(model: nn.Module, config: RunConfig, train: Interactions) -> None:
-    """Give a model the parameters that training starts from, drawn with the run's seed."""
+    """Give a model the parameters that training starts from, drawn with the run's seed.
+
+    Baselines that want to see the training data first do so here.
+    """
+    tables = tables_of(model)
+    for name, table in tables.items():
+        if isinstance(table, CompressedEmbedding):
+            table.init_scale = config.embedding.init_scale
+            table.see(_occurrences(train, name))
     generator = torch.Generator().manual_seed(config.seed)
     constant = build_objective(config).best_constant(torch.from_numpy(train.label.copy()))
     if isinstance(model, NMF):
@@ -228,13 +247,23 @@ def initialise(model: nn.Module, config: RunConfig, train: Interactions) -> None
     else:
         cast(Any, model).reset_parameters(generator)
     with torch.no_grad():
-        for table in tables_of(model).values():
-            rows_of(table).mul_(config.embedding.init_scale)
+        for table in tables.values():
+            if not isinstance(table, CompressedEmbedding):
+                rows_of(table).mul_(config.embedding.init_scale)[:, 0] += config.embedding.start
 
 
 def tables_of(model: nn.Module) -> dict[str, nn.Module]:
     """The embedding layers of one of MODELS, by name."""
     return {name: getattr(model, name) for name in cast(Any, model).layer_widths(1)}
+
+
+def _occurrences(train: Interactions, table_name: str) -> Occurrences:
+    """The training data as a table of users or of items sees them."""
+    user, item = torch.from_numpy(train.user.copy()), torch.from_numpy(train.item.copy())
+    label = torch.from_numpy(train.label.copy())
+    if "user" in table_name:
+        return Occurrences(user.long(), item.long(), label, train.num_users, train.num_items)
+    return Occurrences(item.long(), user.long(), label, train.num_items, train.num_users)
 
 
 def table_of_entity(model: nn.Module, entity: str) -> tuple[str, nn.Module]:
@@ -249,8 +278,21 @@ def _build_table(
     is_user = "user" in name
     num_entities = num_users if is_user else num_items
     rows = embedding.user_rows if is_user else embedding.item_rows
+    if embedding.kind == "full":
+        return nn.Embedding(num_entities, width)
     try:
-        return TABLES[embedding.kind](num_entities, width, rows or 0, config.seed)
+        if embedding.is_clustered:
+            assert rows is not None, "the configuration is completed"
+            return ClusteredEmbedding(num_entities, width, rows)
+        if config.encoding.bytes_per_entity is None:
+            assert isinstance(rows, int), "the configuration is completed"
+            num_bytes = rows * width * 4
+        else:
+            num_bytes = int(config.encoding.bytes_per_entity * num_entities)
+        baseline = all_baselines()[embedding.kind]
+        table = baseline.within(num_entities, width, num_bytes, seed=config.seed)
+        table.start = embedding.start
+        return table
     except ArgumentError as error:
         who = "users" if is_user else "items"
         raise ConfigError(f"{embedding.kind} table of {num_entities} {who}: {error}") from error

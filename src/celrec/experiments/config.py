@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 
 import tomli_w
 
+from celrec.baselines.registry import all_baselines
 from celrec.core.cluster_optimizer import ClusterSchedule
 from celrec.core.reassign import ReassignRule
 from celrec.core.split import GainSplit
@@ -30,9 +31,11 @@ from celrec.training.encoding import EncodingOptions
 from celrec.training.trainer import TrainingOptions
 
 ModelKind = Literal["gmf", "biased-mf", "nmf", "neumf"]
-EmbeddingKind = Literal["clustered", "full", "hashed"]
 PartitionKind = Literal["random", "leave-last-out", "time"]
 Rows = int | Literal["auto"]
+
+CLUSTERED = ("clustered", "paper-cel")
+"""Kinds of tables that are a `ClusteredEmbedding`: ours, and by the rules of Chen et al. 2023."""
 
 T = TypeVar("T")
 
@@ -123,28 +126,42 @@ class ModelConfig:
 class EmbeddingConfig:
     """The embedding tables.
 
-    user_rows, item_rows : rows of each table, for clustered and hashed; None: 64, or as many as
-        there are entities if that is fewer. "auto", for clustered: as many as the data pay for
-    init_scale : > 0, multiplies the rows that the model starts with
+    kind : "full", "clustered", "paper-cel" (clustered by the paper's own rules), or the name of a
+        baseline
+    user_rows, item_rows : rows of each table; None: 64, or as many as there are entities if that is
+        fewer. "auto", for clustered: as many as the data pay for. A baseline takes as many bytes
+        as so many rows of float32. Where `encoding.bytes_per_entity` is given, it decides in place
+        of None
+    init_scale : > 0, multiplies the vectors that the model starts with
+    start : added to the first number of all of them, a direction that all tables share
     """
 
-    kind: EmbeddingKind
+    kind: str
     user_rows: Rows | None = None
     item_rows: Rows | None = None
     init_scale: float = 1.0
+    start: float = 0.0
 
     def __post_init__(self) -> None:
+        known = ("full", *CLUSTERED, *all_baselines())
+        if self.kind not in known:
+            raise ArgumentError(f"kind is {self.kind!r}; {nearest_name(self.kind, known)}")
         check_number("init_scale", self.init_scale, above=0)
+        check_number("start", self.start)
         if self.kind == "full" and (self.user_rows, self.item_rows) != (None, None):
             raise ArgumentError(
                 "a full table has one row for every entity and takes no number of rows; leave it "
-                "out, or choose the embedding clustered or hashed"
+                "out, or choose another embedding, such as clustered or hashed"
             )
-        if self.kind == "hashed" and "auto" in (self.user_rows, self.item_rows):
+        if self.kind != "clustered" and "auto" in (self.user_rows, self.item_rows):
             raise ArgumentError(
-                "a hashed table cannot choose its number of rows; give it one in place of 'auto', "
-                "or choose the embedding clustered"
+                f"a {self.kind} table cannot choose its number of rows; give it one in place of "
+                "'auto', or choose the embedding clustered"
             )
+
+    @property
+    def is_clustered(self) -> bool:
+        return self.kind in CLUSTERED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,12 +193,24 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_count("seed", self.seed)
-        if self.encoding.is_personal and self.embedding.kind != "clustered":
+        is_clustered = self.embedding.is_clustered
+        if self.encoding.personal and not is_clustered:
             raise ArgumentError(
-                "personal vectors and bytes_per_entity are for clustered tables, but the embedding "
-                f"is {self.embedding.kind}; leave them out, or choose the embedding clustered"
+                "personal vectors are for clustered tables, but the embedding is "
+                f"{self.embedding.kind}; leave them out, or choose the embedding clustered"
             )
-        if self.encoding.is_personal and self.model.kind == "nmf":
+        if self.encoding.bytes_per_entity is not None and self.embedding.kind in (
+            "full",
+            "paper-cel",
+        ):
+            raise ArgumentError(
+                f"bytes_per_entity is given, but a {self.embedding.kind} table has the size that "
+                "its rows have; leave it out, or choose another embedding, such as clustered or "
+                "quantized"
+            )
+        if self.embedding.kind == "paper-cel" and self.encoding.is_needed:
+            raise ArgumentError("paper-cel has hard codes; set blend to 1, and personal to false")
+        if is_clustered and self.encoding.is_personal and self.model.kind == "nmf":
             raise ArgumentError(
                 "nmf keeps its rows nonnegative, and personal vectors would leave them; choose "
                 "another model, or blends alone (no personal, no bytes_per_entity)"
@@ -255,12 +284,8 @@ _GROWTH_SHARE = 0.5  # of the epochs
 
 # A full table overfits without it; the rows of few clusters hardly can. Of ratings, clustered and
 # full were chosen on the validation data of MovieLens-100k.
-_L2 = {
-    ("binary", "full"): 0.01,
-    ("rating", "full"): 0.15,
-    ("rating", "hashed"): 0.02,
-    ("rating", "clustered"): 0.02,
-}
+_L2 = {("binary", "full"): 0.01, ("rating", "full"): 0.15}
+_L2_OF_OTHERS = {"binary": 0.0, "rating": 0.02}
 
 
 def default_values(chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,7 +301,11 @@ def default_values(chosen: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"task.kind is {task!r}; {nearest_name(str(task), _OF_TASK)}")
     embedding = _chosen(chosen, "embedding", "kind", "clustered")
     values = merged({"task": {"kind": task}, "embedding": {"kind": "clustered"}}, _OF_TASK[task])
-    values = merged(values, {"training": {"l2": _L2.get((str(task), str(embedding)), 0.0)}})
+    values = merged(
+        values, {"training": {"l2": _L2.get((str(task), str(embedding)), _L2_OF_OTHERS[task])}}
+    )
+    if embedding == "paper-cel":
+        values = merged(values, {"encoding": {"blend": 1}})
     epochs = _chosen(chosen, "training", "epochs", values["training"]["epochs"])
     if isinstance(epochs, int):  # anything else is refused later, by name
         every = values.get("clusters", {}).get("schedule", {}).get("every", 1)

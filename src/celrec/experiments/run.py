@@ -29,7 +29,9 @@ from torch import Tensor, nn
 
 from celrec.core.embedding import ClusteredEmbedding
 from celrec.core.memory import memory_report
+from celrec.core.reassign import ReassignRule
 from celrec.core.recording import SampleLoss
+from celrec.core.split import PaperSplit
 from celrec.core.statistics import collect_statistics
 from celrec.data.interactions import Interactions
 from celrec.data.vocabulary import Vocabulary
@@ -63,6 +65,9 @@ RUN_FILES = (
     "items.parquet",
     "metrics.json",
 )
+_PAPER_REASSIGN = ReassignRule(num_proposals=None, prior_weight=0.0)
+"""Every entity goes where its own loss is least (Chen et al. 2023, section 3.3)."""
+
 _PACKAGES = ("celrec", "torch", "numpy", "safetensors", "polars", "scikit-learn")
 
 
@@ -225,13 +230,14 @@ def make_trainer(
     progress: Progress | None = None,
 ) -> Trainer:
     """The trainer that a configuration asks for."""
+    is_papers = config.embedding.kind == "paper-cel"
     return Trainer(
         model,
         build_objective(config),
         config.training,
         clusters=config.clusters.schedule,
-        split_rule=config.clusters.split,
-        reassign_rule=config.clusters.reassign,
+        split_rule=PaperSplit() if is_papers else config.clusters.split,
+        reassign_rule=_PAPER_REASSIGN if is_papers else config.clusters.reassign,
         encoding=config.encoding,
         seed=config.seed,
         run_dir=run_dir,
