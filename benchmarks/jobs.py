@@ -1,124 +1,23 @@
-"""The jobs of a benchmark: run in processes, the result of each kept in a file.
-
-A benchmark that is stopped goes on where it was. A result is kept only for the very arguments it
-was computed with; where these have changed the job runs again.
-"""
+"""The jobs of the benchmarks: kept with the commit that is checked out."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import multiprocessing
 import subprocess
-import traceback
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
+from celrec.experiments import jobs
+from celrec.experiments.jobs import Job
+
+__all__ = ["ROOT", "Job", "Jobs", "current_commit"]
 
 ROOT = Path(__file__).parents[1]
 
 
-@dataclass(frozen=True)
-class Job:
-    """A call whose result is worth keeping.
-
-    function : returns what JSON can hold
-    arguments : with a `repr` that says all
-    array_file : a further argument, if any: where the function leaves what is too long for JSON
-    """
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    array_file: Path | None = None
-
-    def all_arguments(self) -> tuple[Any, ...]:
-        return (*self.arguments, *([] if self.array_file is None else [self.array_file]))
-
-    def fingerprint(self) -> str:
-        what = f"{self.function.__name__}{self.arguments!r}"
-        return hashlib.sha256(what.encode()).hexdigest()[:16]
-
-
-class Jobs:
-    """Results in a folder, one JSON file for each job.
-
-    out : the folder
-    processes : how many jobs run at once, one thread each
-    failures : by name of the job, what went wrong; the others go on
-    """
+class Jobs(jobs.Jobs):
+    """Results in a folder, each with the commit it was computed at."""
 
     def __init__(self, out: Path, processes: int) -> None:
-        self.out = out
-        self.processes = processes
-        self.failures: dict[str, str] = {}
-        out.mkdir(parents=True, exist_ok=True)
-
-    def run(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
-        """Run those without a result; returns all results by name, failed jobs left out."""
-        found = {name: self._kept(name, job) for name, job in jobs.items()}
-        commit = current_commit()
-        with ProcessPoolExecutor(
-            self.processes,
-            multiprocessing.get_context("spawn"),
-            initializer=torch.set_num_threads,
-            initargs=(1,),
-        ) as pool:
-            waiting = {
-                pool.submit(jobs[name].function, *jobs[name].all_arguments()): name
-                for name, result in found.items()
-                if result is None
-            }
-            for done in as_completed(waiting):
-                name = waiting[done]
-                try:
-                    result = done.result()
-                except Exception as error:
-                    self.failures[name] = f"{type(error).__name__}: {error}"
-                    print(f"{name} FAILED", flush=True)
-                    traceback.print_exception(error)
-                    continue
-                kept = {
-                    "fingerprint": jobs[name].fingerprint(),
-                    "commit": commit,
-                    "result": result,
-                }
-                partial = self.out / f"{name}.partial"
-                partial.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-                partial.replace(self.file(name))
-                found[name] = result
-                print(f"{name} done", flush=True)
-        return {name: result for name, result in found.items() if result is not None}
-
-    def kept(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
-        """The results that are there, by name; nothing runs."""
-        found = {name: self._kept(name, job) for name, job in jobs.items()}
-        return {name: result for name, result in found.items() if result is not None}
-
-    def result(self, name: str) -> Any:
-        """The result of that name, whatever it was computed with; None if there is none."""
-        kept = self._read(name)
-        return None if kept is None else kept["result"]
-
-    def commits(self, jobs: Mapping[str, Job]) -> list[str]:
-        """The commits at which the results of jobs were computed."""
-        return sorted({kept["commit"] for name in jobs if (kept := self._read(name))})
-
-    def file(self, name: str) -> Path:
-        return self.out / f"{name}.json"
-
-    def _kept(self, name: str, job: Job) -> Any:
-        kept = self._read(name)
-        if kept is None or kept["fingerprint"] != job.fingerprint():
-            return None
-        return kept["result"]
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        file = self.file(name)
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        super().__init__(out, processes, commit=current_commit())
 
 
 def current_commit() -> str:

@@ -299,14 +299,18 @@ def train(
     ] = None,
     embedding: Annotated[
         str | None,
-        _option("Model", "Tables: clustered, full or hashed. Default: clustered"),
+        _option(
+            "Model",
+            "Tables: clustered, full, paper-cel (clusters by the paper's own rules), or a baseline "
+            "such as hashed; an unknown name lists them all. Default: clustered",
+        ),
     ] = None,
     rows: Annotated[
         str | None,
         _option(
             "Model",
-            "Rows of each clustered or hashed table; auto: a clustered one takes as many as the "
-            "data pay for. Default: 64, fewer for few entities",
+            "Rows of each clustered table, and of a baseline's the bytes of so many; auto: a "
+            "clustered one takes as many as the data pay for. Default: 64, fewer for few entities",
         ),
     ] = None,
     user_rows: Annotated[str | None, _option("Model", "Rows of the users' table alone.")] = None,
@@ -331,8 +335,8 @@ def train(
         float | None,
         _option(
             "Codes",
-            "Clustered: make the most of so many total bytes per entity, rows included: chooses "
-            "the blend, and who gets a personal vector.",
+            "Make the most of so many total bytes per entity, rows included. Clustered: chooses "
+            "codes, and --rows where it is not given. Any other but full: its size.",
         ),
     ] = None,
     temperature: Annotated[
@@ -495,11 +499,10 @@ def _check_codes(embedding: str, asked: Mapping[str, Any]) -> None:
 
     asked : of the section [encoding], what the command line gives
     """
-    if asked and embedding != "clustered":
+    if asked.keys() - {"bytes_per_entity"} and embedding != "clustered":
         raise ConfigError(
             f"codes belong to clustered tables, but the embedding is {embedding}; leave out "
-            "--blend, --personal, --bytes-per-entity and --temperature, or choose --embedding "
-            "clustered"
+            "--blend, --personal and --temperature, or choose --embedding clustered"
         )
     if "blend" in asked and "bytes_per_entity" in asked:
         raise ConfigError(
@@ -736,6 +739,8 @@ def _cluster_tree(view: Mapping[str, Any]) -> Tree:
     head = f"[bold]{view['num_clusters']} clusters of {entities}[/bold]"
     if is_blended:
         head += f", {view['blend']} in a code"
+    if view["levels"]:
+        head += f", codes of {view['levels']} more rows"
     if view["personal"]:
         head += f", {view['personal']:,} {view['entity']}s with a vector of their own"
     tree = Tree(head)

@@ -621,7 +621,10 @@ class ClusteredTable(nn.Module):
             self.pack_codes()
 
     def _set_level_codes(self, choices: Tensor) -> None:
-        self.level_codes = pack_bits(choices.flatten(), bits_for(self.level_rows.shape[1]))
+        bits = bits_for(self.level_rows.shape[1])
+        self.level_codes = (
+            pack_bits(choices.flatten(), bits) if choices.numel() else self.level_codes.new_empty(0)
+        )
 
     def _level_choices(self) -> Tensor:
         """Everyone's row of each level, int64 (N, L)."""

@@ -2,9 +2,8 @@
 
 `Budget` says what the bytes are spent on, best first: a vector of eight bits a number for everyone
 with data, or of four; else additive codes of as many levels as there is room for (four bits an
-entity each); else blends; else hard codes, packed in bits where nothing else fits. Additive codes
-of three bytes serve better than blends of six, and than vectors of their own for those that gain
-most by them: docs/design/additive-codes.md has the figures.
+entity each); else blends; else hard codes, packed in bits where nothing else fits.
+docs/design/additive-codes.md has the figures that decided.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def view_clusters(
         itself, those whose own data would move them least from it
     num_members : how many, at most
     returns : per table "table", "entity", "num_entities", "num_clusters", "blend" (m, clusters in a
-        code), "personal" (entities with a vector of their own) and "clusters"; each cluster has
+        code), "personal" (entities with a vector of their own), "levels" (of additive codes) and
+        "clusters"; each cluster has
         "cluster", "parent" (None for the root), "born_at" (0 for the root, then in the order of
         splits), "size" (its members), "weight" (in all codes; sums to the entities), "train_count"
         and "members". In the order of birth
@@ -65,6 +66,7 @@ def view_clusters(
                 "num_clusters": table.num_clusters,
                 "blend": table.blend_size,
                 "personal": table.num_personal,
+                "levels": table.num_levels,
                 "clusters": clusters,
             }
         )

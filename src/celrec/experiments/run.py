@@ -275,7 +275,11 @@ def _train(
 def _figures(config: RunConfig, model: nn.Module, parts: Parts) -> dict[str, Any]:
     figures = evaluate_model(model, parts.test, task=config.task.kind, train=parts.train)
     codes = {
-        name: {"blend": table.blend_size, "personal": table.num_personal}
+        name: {
+            "blend": table.blend_size,
+            "personal": table.num_personal,
+            "levels": table.num_levels,
+        }
         for name, table in tables_of(model).items()
         if isinstance(table, ClusteredEmbedding)
     }

@@ -16,8 +16,9 @@ class EncodingOptions:
 
     blend : m in [1, 64], clusters in a code; 1 keeps hard codes
     personal : whether every entity with data gets a vector of its own
-    bytes_per_entity : > 0, total bytes, rows included, over the entities of all tables: chooses m
-        and the number of personal vectors by itself, in place of the two above; None: they decide
+    bytes_per_entity : > 0, total bytes, rows included, over the entities of all tables: chooses
+        among additive codes and personal vectors by itself, in place of the two above; None: they
+        decide
     blend_rule, personal_rule : see core/blend.py and core/personal.py
     """
 

@@ -68,7 +68,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 _BATCH_SIZE_OF_PASSES = 4096  # smaller ones only cost time: steps are natural-gradient ones
 _BATCHES_BETWEEN_CHECKS = 64  # a check of the loss waits for the device
-_CHOSEN_BY: dict[Task, tuple[str, int]] = {"binary": ("auc", 1), "rating": ("mse", -1)}
+FIGURE_OF_TASK: dict[Task, tuple[str, int]] = {"binary": ("auc", 1), "rating": ("mse", -1)}
 """The validation figure that picks the best epoch, and the sign that makes more of it better."""
 
 
@@ -430,7 +430,7 @@ class Trainer:
         state = self._state
         state.epoch = report.epoch
         if report.validation is not None:
-            name, sign = _CHOSEN_BY[self.objective.task]
+            name, sign = FIGURE_OF_TASK[self.objective.task]
             figure = report.validation[name]
             if state.best_figure is None or sign * figure > sign * state.best_figure:
                 state.best_epoch, state.best_figure = report.epoch, figure

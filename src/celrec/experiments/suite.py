@@ -1,0 +1,463 @@
+"""A suite: methods at equal bytes on one data set, every choice made on validation data.
+
+A suite is a TOML file (`SuiteConfig`). Running it takes two steps, each a set of jobs whose results
+are kept, so that a suite that is stopped goes on, and one that fails half-way says what failed:
+
+1. *Tuning.* Every method gets the same number of trials on validation data, at one budget: the
+   first with default settings, the others proposed by optuna. The best is used at all budgets.
+2. *Final runs.* For every budget and seed the method is trained on all but the test data, for the
+   epochs that its best trial found, and scored once.
+
+A budget is a share of the bytes of full float32 tables, and covers all that serving needs (total
+bytes: rows, codes, personal vectors). `trials.parquet` has a line for every trial and every final
+run; `predictions/` has what each predicts for the test events, for paired comparisons.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+
+from celrec.core.memory import memory_report
+from celrec.errors import ArgumentError, ConfigError, check_count, check_number, nearest_name
+from celrec.experiments.build import (
+    Parts,
+    build_model,
+    completed,
+    divide,
+    initialise,
+    load_interactions,
+)
+from celrec.experiments.config import CLUSTERED, RunConfig, merged
+from celrec.experiments.jobs import Job, Jobs
+from celrec.experiments.run import make_trainer
+from celrec.losses import Task
+from celrec.metrics import Metrics
+from celrec.training.evaluation import evaluate_model, predict
+from celrec.training.trainer import FIGURE_OF_TASK
+
+FULL = "full"
+TRIALS_FILE = "trials.parquet"
+_PACKAGES = ("celrec", "torch", "numpy", "polars", "scikit-learn", "optuna")
+
+Space = Mapping[str, Mapping[str, Any]]
+"""Dotted key of a RunConfig -> {"low", "high"} (logarithmic), or {"choices"}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteConfig:
+    """What is compared, on what.
+
+    name : of the suite        hours : it may take, on two cores
+    budgets : in (0, 1], shares of the bytes of full tables
+    tuning_budget : one of them, at which settings are chosen
+    trials : >= 1, of tuning, for each method
+    seeds : of the final runs; where the partition is random it changes with them
+    methods : kinds of embeddings, as `--embedding` takes them; "full" once, at no budget
+    common : values of a RunConfig, for all
+    search : what is tuned, for all methods
+    settings, searches : by method, what differs
+    """
+
+    name: str
+    hours: float
+    budgets: tuple[float, ...]
+    tuning_budget: float
+    trials: int
+    seeds: tuple[int, ...]
+    methods: tuple[str, ...]
+    common: Mapping[str, Any]
+    search: Space
+    settings: Mapping[str, Mapping[str, Any]]
+    searches: Mapping[str, Space]
+
+    def __post_init__(self) -> None:
+        check_number("hours", self.hours, above=0)
+        for budget in self.budgets:
+            check_number("budgets", budget, above=0, at_most=1)
+        if self.tuning_budget not in self.budgets:
+            raise ArgumentError(
+                f"tuning_budget is {self.tuning_budget:g}; wanted one of budgets: "
+                f"{', '.join(f'{budget:g}' for budget in self.budgets)}"
+            )
+        check_count("trials", self.trials, at_least=1)
+        if not self.seeds:
+            raise ArgumentError("seeds is empty; wanted at least one")
+        for method in (*self.settings, *self.searches):
+            if method not in self.methods:
+                raise ArgumentError(
+                    f"[method.{method}] is given, but methods has no {method!r}; "
+                    f"{nearest_name(method, self.methods)}"
+                )
+
+    @classmethod
+    def read(cls, path: Path) -> SuiteConfig:
+        """Read a TOML file; see benchmarks/quality for examples.
+
+        raises : ConfigError
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+        methods = values.pop("method", {})
+        known = {option.name for option in dataclasses.fields(cls)} - {"settings", "searches"}
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{path} has no key {key!r}; {nearest_name(key, known)}")
+        missing = sorted(known - values.keys() - {"search"})
+        if missing:
+            raise ConfigError(f"{path} lacks {', '.join(missing)}; give them")
+        try:
+            config = cls(
+                search=_checked_space(values.pop("search", {})),
+                settings={
+                    name: {key: value for key, value in one.items() if key != "search"}
+                    for name, one in methods.items()
+                },
+                searches={
+                    name: _checked_space(one["search"])
+                    for name, one in methods.items()
+                    if "search" in one
+                },
+                **cast(
+                    Any,
+                    {
+                        key: tuple(value) if isinstance(value, list) else value
+                        for key, value in values.items()
+                    },
+                ),
+            )
+            for method in config.methods:
+                config.run_values(method, {}, 0, is_final=False)
+        except (ArgumentError, ConfigError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+        return config
+
+    def space_of(self, method: str) -> Space:
+        """What is tuned of a method. A search of its own replaces the common one."""
+        return self.searches.get(method, self.search)
+
+    def run_values(
+        self, method: str, chosen: Mapping[str, Any], seed: int, *, is_final: bool
+    ) -> dict[str, Any]:
+        """The values of a run's configuration, without its size; checked.
+
+        chosen : dotted keys to values, from tuning
+        """
+        values = merged(self.common, {"embedding": {"kind": method}, "seed": seed})
+        values = merged(values, self.settings.get(method, {}))
+        for key, value in chosen.items():
+            values = merged(values, _nested(key, value))
+        values = merged(values, {"partition": {"merge_validation": is_final}})
+        RunConfig.from_values(values)
+        return values
+
+
+def _checked_space(space: Space) -> Space:
+    for key, one in space.items():
+        if set(one) not in ({"low", "high"}, {"choices"}):
+            raise ConfigError(f"search of {key!r} is {dict(one)}; wanted low and high, or choices")
+    return space
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """
+    >>> _nested("training.l2", 0.1)
+    {'training': {'l2': 0.1}}
+    """
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one training came to.
+
+    figures : of the scored data, with cold slices        epochs : trained, or best on validation
+    prediction : float32 (n,) of the scored events
+    """
+
+    config: RunConfig
+    figures: Metrics
+    memory: dict[str, Any]
+    epochs: int
+    seconds: float
+    prediction: np.ndarray
+    fingerprint: str
+
+
+def train_once(values: Mapping[str, Any], budget: float | None) -> Outcome:
+    """Train and score: on validation data, or on test data where validation is merged.
+
+    A method that picks its epoch by validation serves the model of that epoch; clusters always
+    train to the end, for their schedule needs all epochs.
+
+    budget : share of the full tables' bytes; None for full tables
+    raises : ArgumentError if the method cannot be as small
+    """
+    began = perf_counter()
+    config = RunConfig.from_values(values)
+    interactions = load_interactions(config)
+    if budget is not None:
+        config = RunConfig.from_values(
+            merged(values, _size(config, budget, interactions.num_users, interactions.num_items))
+        )
+    config = completed(config, interactions)
+    parts = divide(config, interactions)
+    model = build_model(config, interactions.num_users, interactions.num_items)
+    initialise(model, config, parts.train)
+    trainer = make_trainer(config, model)
+    is_clustered = config.embedding.kind in CLUSTERED
+    result = trainer.fit(parts.train, None if is_clustered else parts.validation)
+    scored = parts.test if parts.validation is None else parts.validation
+    memory = memory_report(model).as_dict()
+    if budget is not None and memory["total_bytes"] > budget * memory["full_table_bytes"]:
+        raise AssertionError(f"{config.embedding.kind} takes more than its budget of {budget:g}")
+    return Outcome(
+        config=config,
+        figures=evaluate_model(model, scored, task=config.task.kind, train=parts.train),
+        memory=memory,
+        epochs=result.best_epoch or result.num_epochs,
+        seconds=perf_counter() - began,
+        prediction=predict(model, scored).float().numpy(),
+        fingerprint=interactions.fingerprint(),
+    )
+
+
+def _size(config: RunConfig, budget: float, num_users: int, num_items: int) -> dict[str, Any]:
+    """The values that give tables a share of the full ones' bytes."""
+    model = build_model(
+        RunConfig.from_values(
+            {"data": {"source": "any"}, "task": {"kind": config.task.kind}}
+            | {"model": {"kind": config.model.kind, "width": config.model.width}}
+            | {"embedding": {"kind": "full"}}
+        ),
+        num_users,
+        num_items,
+    )
+    full = memory_report(model)
+    num_entities = sum(table.num_entities for table in full.tables)
+    num_bytes = budget * full.total_bytes
+    if config.embedding.kind == "paper-cel":  # rows, and one byte for each entity
+        width_bytes = sum(4 * table.width for table in full.tables)
+        rows = min(256, int((num_bytes - num_entities) // width_bytes))
+        rows = min(rows, *(table.num_entities for table in full.tables))
+        if rows < 2:
+            least = num_entities + 2 * width_bytes
+            raise ArgumentError(
+                f"{num_bytes:.0f} bytes are too few for tables of kind paper-cel, which take at "
+                f"least {least}"
+            )
+        return {"embedding": {"user_rows": rows, "item_rows": rows}}
+    return {"encoding": {"bytes_per_entity": num_bytes / num_entities}}
+
+
+def tune(suite: SuiteConfig, method: str, folder: Path) -> list[dict[str, Any]]:
+    """Make the trials of a method, one after the other; those that are in the folder are kept.
+
+    returns : a line for each
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    budget = None if method == FULL else suite.tuning_budget
+    space = suite.space_of(method)
+    metric, sign = FIGURE_OF_TASK[RunConfig.from_values(suite.common).task.kind]
+    distributions = {key: _distribution(one) for key, one in space.items()}
+    study = optuna.create_study(
+        direction="maximize" if sign > 0 else "minimize",
+        sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=max(3, suite.trials // 2)),
+    )
+    lines = []
+    for number in range(suite.trials):
+        file = folder / f"{method}-{number}.json"
+        trial = None if number == 0 else study.ask(distributions)
+        chosen = {} if trial is None else dict(trial.params)
+        values = suite.run_values(method, chosen, suite.seeds[0], is_final=False)
+        made_of = repr((values, budget))
+        line = _kept(file, made_of)
+        if line is None:
+            line = _line(suite.name, method, "trial", budget, suite.seeds[0])
+            try:
+                line |= _figures(train_once(values, budget))
+            except (ArgumentError, ConfigError) as error:
+                line |= {"status": "does not fit", "error": str(error)}
+            except Exception as error:  # whatever it is, other trials go on
+                line |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            line |= {"number": number, "chosen": json.dumps(chosen)}
+            _write(file, {"made_of": made_of, "line": line})
+        lines.append(line)
+        if line["status"] == "does not fit":
+            break
+        if trial is not None:
+            if line["status"] == "done":
+                study.tell(trial, line[metric])
+            else:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    return lines
+
+
+def run_final(
+    suite: str, values: Mapping[str, Any], budget: float | None, chosen: str, out: Path
+) -> dict[str, Any]:
+    """Train on all but the test data with the settings of the best trial, and score once.
+
+    suite : its name        chosen : the settings that tuning found, as JSON, for the record
+    """
+    line = _line(suite, values["embedding"]["kind"], "final", budget, values["seed"])
+    try:
+        outcome = train_once(values, budget)
+    except (ArgumentError, ConfigError) as error:
+        return line | {"status": "does not fit", "error": str(error)}
+    np.savez(out, prediction=outcome.prediction)
+    return line | _figures(outcome) | {"number": 0, "chosen": chosen}
+
+
+def _line(suite: str, method: str, kind: str, budget: float | None, seed: int) -> dict[str, Any]:
+    return {
+        "suite": suite,
+        "method": method,
+        "kind": kind,
+        "budget": budget,
+        "seed": seed,
+        "status": "done",
+        "error": None,
+        "versions": json.dumps(
+            {
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            }
+        ),
+    }
+
+
+def _figures(outcome: Outcome) -> dict[str, Any]:
+    plain = {key: value for key, value in outcome.figures.items() if isinstance(value, float)}
+    sizes = ("table_bytes", "code_bytes", "personal_bytes", "total_bytes", "full_table_bytes")
+    return {
+        **plain,
+        **{key: outcome.memory[key] for key in sizes},
+        "num_events": outcome.figures["num_events"],
+        "figures": json.dumps(outcome.figures),
+        "epochs": outcome.epochs,
+        "seconds": outcome.seconds,
+        "config": outcome.config.to_toml(),
+        "data_fingerprint": outcome.fingerprint,
+    }
+
+
+def _distribution(one: Mapping[str, Any]) -> Any:
+    import optuna
+
+    if "choices" in one:
+        return optuna.distributions.CategoricalDistribution(tuple(one["choices"]))
+    return optuna.distributions.FloatDistribution(one["low"], one["high"], log=True)
+
+
+# --- all of it -----------------------------------------------------------------------------------
+
+
+def run_suite(
+    suite: SuiteConfig,
+    folder: Path,
+    *,
+    processes: int | None = None,
+    commit: str = "",
+    tell: Callable[[str], None] = print,
+) -> pl.DataFrame:
+    """Run what is not there yet, and write trials.parquet.
+
+    folder : of the suite; made if missing
+    processes : one thread each; None: as many as there are cores
+    returns : the content of trials.parquet. Failed runs have a line as well, with the error
+    """
+    jobs = Jobs(
+        folder / "jobs", processes or len(os.sched_getaffinity(0)), commit=commit, tell=tell
+    )
+    for name in ("trials", "predictions"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    tuned = jobs.run({f"tune-{m}": Job(tune, (suite, m), folder / "trials") for m in suite.methods})
+    work = {}
+    for name, lines in tuned.items():
+        method = name.removeprefix("tune-")
+        best = best_trial(lines)
+        chosen, epochs = (
+            ({}, None) if best is None else (json.loads(best["chosen"]), best["epochs"])
+        )
+        if epochs is None:  # nothing fitted at the tuning budget: defaults
+            epochs = RunConfig.from_values(
+                suite.run_values(method, {}, 0, is_final=False)
+            ).training.epochs
+        for budget in (None,) if method == FULL else suite.budgets:
+            for seed in suite.seeds:
+                job = f"{method}-{budget or 1:g}-{seed}"
+                values = suite.run_values(method, chosen, seed, is_final=True)
+                values = merged(values, {"training": {"epochs": epochs, "patience": False}})
+                arguments = (suite.name, values, budget, json.dumps(chosen))
+                work[job] = Job(run_final, arguments, folder / "predictions" / f"{job}.npz")
+    final = jobs.run(work)
+    lines = [line for some in tuned.values() for line in some] + list(final.values())
+    for name, error in jobs.failures.items():
+        lines.append(_failed(suite, name, error))
+    frame = pl.DataFrame(lines, infer_schema_length=None).with_columns(commit=pl.lit(commit))
+    partial = folder / f"{TRIALS_FILE}.partial"
+    frame.write_parquet(partial)
+    partial.replace(folder / TRIALS_FILE)
+    return frame
+
+
+def best_trial(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The trial with the best validation figure; None if none is done."""
+    done = [line for line in lines if line["status"] == "done"]
+    if not done:
+        return None
+    task: Task = "binary" if "auc" in done[0] else "rating"
+    metric, sign = FIGURE_OF_TASK[task]
+    return max(done, key=lambda line: sign * line[metric])
+
+
+def test_events(suite: SuiteConfig, seed: int) -> Parts:
+    """The data of a final run, divided as there."""
+    config = RunConfig.from_values(suite.run_values(suite.methods[0], {}, seed, is_final=True))
+    interactions = load_interactions(config)
+    return divide(completed(config, interactions), interactions)
+
+
+def _failed(suite: SuiteConfig, name: str, error: str) -> dict[str, Any]:
+    """A line for a job that failed: "tune-METHOD" or "METHOD-BUDGET-SEED"."""
+    if name.startswith("tune-"):
+        line = _line(suite.name, name.removeprefix("tune-"), "trial", None, suite.seeds[0])
+    else:
+        method, budget, seed = name.rsplit("-", 2)
+        line = _line(suite.name, method, "final", float(budget), int(seed))
+    return line | {"status": "failed", "error": error}
+
+
+def _kept(file: Path, made_of: str) -> dict[str, Any] | None:
+    if not file.exists():
+        return None
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    return dict(kept["line"]) if kept["made_of"] == made_of else None
+
+
+def _write(file: Path, content: Any) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.replace(file)
