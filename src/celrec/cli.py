@@ -13,7 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from celrec.errors import CelrecError, ConfigError, MissingExtraError, check_count
+from celrec.errors import (
+    CelrecError,
+    ConfigError,
+    MissingExtraError,
+    check_count,
+    nearest_name,
+)
 
 try:
     import typer
@@ -33,6 +39,7 @@ EXTRA_OF_MODULE = {
     "sklearn": "train",
     "rich": "train",
     "tomli_w": "train",
+    "optuna": "bench",
     "plotly": "report",
     "jinja2": "report",
 }
@@ -113,6 +120,7 @@ def top(
     [cyan]celrec evaluate RUN[/cyan]              its figures on the test set
     [cyan]celrec inspect RUN[/cyan]               its clusters
     [cyan]celrec report RUN[/cyan]                all of it as one page
+    [cyan]celrec bench SUITE.toml[/cyan]          methods compared at equal bytes
 
     Every command explains itself: [cyan]celrec COMMAND --help[/cyan]
     """
@@ -634,6 +642,92 @@ def report(
         _print_json({"report": str(path)})
     else:
         print(path)
+
+
+# --- bench ---------------------------------------------------------------------------------------
+
+
+@app.command()
+def bench(
+    suite_file: Annotated[
+        Path, typer.Argument(help="A suite: a TOML file, see below.", show_default=False)
+    ],
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for results. Default: under runs/, named after the file. One that holds "
+            "results already goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Jobs at once, one thread each. Default: one for each core."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Run these methods of the suite alone; can be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods at equal bytes: tune each on validation data, then score it on test data.
+
+    A suite names a data set, methods, byte budgets and seeds; every method gets as many tuning
+    trials. Stop it at any time; the same command goes on. What fails is said and left out.
+
+    \b
+    [cyan]celrec bench benchmarks/quality/ml_100k.toml[/cyan]
+    [cyan]celrec bench suite.toml --out runs/suite --only clustered --only pq[/cyan]
+    """
+    import dataclasses
+
+    from celrec.experiments.suite import SuiteConfig, run_suite
+    from celrec.experiments.suite_results import comparisons, standings
+
+    suite = SuiteConfig.read(suite_file)
+    if only:
+        unknown = sorted(set(only) - set(suite.methods))
+        if unknown:
+            raise ConfigError(
+                f"--only {unknown[0]} is no method of {suite_file}; "
+                f"{nearest_name(unknown[0], suite.methods)}"
+            )
+        suite = suite.with_methods(only)
+    if processes is not None:
+        check_count("--processes", processes, at_least=1)
+    folder = out_dir or Path("runs") / suite_file.stem
+    try:
+        trials = run_suite(suite, folder, processes=processes, tell=_say)
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    table = standings(trials, suite.metric)
+    compared = [dataclasses.asdict(one) for one in comparisons(suite, folder)]
+    if as_json:
+        _print_json({"folder": str(folder), "standings": table.to_dicts(), "compared": compared})
+        return
+    _print_standings(suite, table.to_dicts())
+    missing = trials.filter(trials["status"] == "failed")
+    for line in missing.iter_rows(named=True):
+        _say(f"failed: {line['method']} ({line['kind']}): {line['error']}")
+    print(f"results: {folder}")
+
+
+def _print_standings(suite: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Methods by budgets, in the order of their mean."""
+    figures = {(line["method"], line["budget"]): line for line in lines}
+    shown = Table(f"{suite.metric.upper()}, test", *(f"1/{1 / b:g}" for b in suite.budgets), "full")
+
+    def cell(method: str, budget: float | None) -> str:
+        line = figures.get((method, budget))
+        if line is None:
+            return "-"
+        return f"{line['mean']:.4f}" + (f" ± {line['std']:.4f}" if line["std"] else "")
+
+    for method in suite.methods:
+        shown.add_row(method, *(cell(method, budget) for budget in (*suite.budgets, None)))
+    out.print(shown)
 
 
 # --- demo ----------------------------------------------------------------------------------------

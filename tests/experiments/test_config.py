@@ -100,7 +100,10 @@ def test_clusters_finish_growing_in_any_number_of_epochs(task: str, epochs: int)
         ({"embedding": {"user_rows": "all"}}, "user_rows is 'all'; wanted an integer or 'auto'"),
         ({"embedding": {"user_rows": True}}, "user_rows is True; wanted an integer or 'auto'"),
         ({"embedding": {"kind": "hashed", "item_rows": "auto"}}, "a hashed table cannot choose"),
-        ({"embedding": {"kind": "hash"}}, r"\[embedding\]: kind is 'hash'; did you mean 'hashed'\?"),
+        (
+            {"embedding": {"kind": "hash"}},
+            r"\[embedding\]: kind is 'hash'; did you mean 'hashed'\?",
+        ),
         ({"task": {"kind": "ranking"}}, r"task.kind is 'ranking'; did you mean 'rating'\?"),
         ({"task": {"positive_from": 4.0}}, "choose the task binary"),
         ({"clusters": {"split": {"eta": 2}}}, r"\[clusters.split\]: eta is 2; wanted"),

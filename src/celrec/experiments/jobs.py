@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import subprocess
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -126,3 +127,28 @@ class Jobs:
     def _read(self, name: str) -> dict[str, Any] | None:
         file = self.file(name)
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def current_commit() -> str:
+    """The commit of this package's checkout, short, with a plus where its files differ.
+
+    returns : "" where it is not in a checkout
+
+    >>> isinstance(current_commit(), str)
+    True
+    """
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    try:
+        package = git("rev-parse", "--show-toplevel") + "/src"
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "-s", package) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -21,7 +21,7 @@ import json
 import os
 import platform
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -31,9 +31,9 @@ import numpy as np
 import polars as pl
 
 from celrec.core.memory import memory_report
+from celrec.data.interactions import Interactions
 from celrec.errors import ArgumentError, ConfigError, check_count, check_number, nearest_name
 from celrec.experiments.build import (
-    Parts,
     build_model,
     completed,
     divide,
@@ -41,7 +41,7 @@ from celrec.experiments.build import (
     load_interactions,
 )
 from celrec.experiments.config import CLUSTERED, RunConfig, merged
-from celrec.experiments.jobs import Job, Jobs
+from celrec.experiments.jobs import Job, Jobs, current_commit
 from celrec.experiments.run import make_trainer
 from celrec.losses import Task
 from celrec.metrics import Metrics
@@ -145,6 +145,25 @@ class SuiteConfig:
         except (ArgumentError, ConfigError) as error:
             raise ConfigError(f"{path}: {error}") from error
         return config
+
+    @property
+    def task(self) -> Task:
+        return RunConfig.from_values(self.common).task.kind
+
+    @property
+    def metric(self) -> str:
+        """The figure that chooses, and that results are about: "auc" or "mse"."""
+        return FIGURE_OF_TASK[self.task][0]
+
+    def with_methods(self, methods: Sequence[str]) -> SuiteConfig:
+        """The same, with some of the methods."""
+        kept = tuple(method for method in self.methods if method in methods)
+        return dataclasses.replace(
+            self,
+            methods=kept,
+            settings={name: one for name, one in self.settings.items() if name in kept},
+            searches={name: one for name, one in self.searches.items() if name in kept},
+        )
 
     def space_of(self, method: str) -> Space:
         """What is tuned of a method. A search of its own replaces the common one."""
@@ -279,7 +298,7 @@ def tune(suite: SuiteConfig, method: str, folder: Path) -> list[dict[str, Any]]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     budget = None if method == FULL else suite.tuning_budget
     space = suite.space_of(method)
-    metric, sign = FIGURE_OF_TASK[RunConfig.from_values(suite.common).task.kind]
+    metric, sign = FIGURE_OF_TASK[suite.task]
     distributions = {key: _distribution(one) for key, one in space.items()}
     study = optuna.create_study(
         direction="maximize" if sign > 0 else "minimize",
@@ -379,7 +398,6 @@ def run_suite(
     folder: Path,
     *,
     processes: int | None = None,
-    commit: str = "",
     tell: Callable[[str], None] = print,
 ) -> pl.DataFrame:
     """Run what is not there yet, and write trials.parquet.
@@ -388,6 +406,7 @@ def run_suite(
     processes : one thread each; None: as many as there are cores
     returns : the content of trials.parquet. Failed runs have a line as well, with the error
     """
+    commit = current_commit()
     jobs = Jobs(
         folder / "jobs", processes or len(os.sched_getaffinity(0)), commit=commit, tell=tell
     )
@@ -433,11 +452,11 @@ def best_trial(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     return max(done, key=lambda line: sign * line[metric])
 
 
-def test_events(suite: SuiteConfig, seed: int) -> Parts:
-    """The data of a final run, divided as there."""
+def scored_events(suite: SuiteConfig, seed: int) -> Interactions:
+    """The test events of final runs with a seed, in the order of their predictions."""
     config = RunConfig.from_values(suite.run_values(suite.methods[0], {}, seed, is_final=True))
     interactions = load_interactions(config)
-    return divide(completed(config, interactions), interactions)
+    return divide(completed(config, interactions), interactions).test
 
 
 def _failed(suite: SuiteConfig, name: str, error: str) -> dict[str, Any]:

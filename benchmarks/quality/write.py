@@ -1,0 +1,245 @@
+"""Writes benchmarks/RESULTS.md and its plots from finished suites.
+
+    celrec bench benchmarks/quality/ml_100k.toml        # for every suite, as long as it takes
+    python -m benchmarks.quality.write [--runs FOLDER]
+
+A suite whose folder has no results yet is left out, and the page says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from benchmarks.jobs import ROOT
+from benchmarks.plotting import COLOURS, QUIET, label, new_figure, save, ticks_at
+from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig
+from celrec.experiments.suite_results import (
+    OURS,
+    TIE,
+    Comparison,
+    comparisons,
+    read_trials,
+    standings,
+)
+
+SUITES = ROOT / "benchmarks" / "quality"
+PAGE = ROOT / "benchmarks" / "RESULTS.md"
+NUM_NAMED = 4  # lines of other methods that get a colour and a name
+
+TEXT = """\
+# Methods at equal bytes
+
+*Written by `python -m benchmarks.quality.write` from suites that `celrec bench` ran. Every method
+was tuned with the same number of trials on validation data, at one budget; figures are those of
+test data, mean and standard deviation over seeds. A budget is a share of the bytes of full float32
+tables and covers all that serving needs: rows, codes, index tables, private numbers. "Ours" is
+`clustered` under that byte budget. Gains are paired on the same test events, with 95 % intervals
+from a bootstrap over test users, seeds pooled. Tied: the interval contains 0, and the difference is
+below {auc:g} AUC or {mse:.1%} of the squared error.*
+
+{missing}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    options = parser.parse_args()
+    sections, missing = [], []
+    for file in sorted(SUITES.glob("*.toml")):
+        suite, folder = SuiteConfig.read(file), options.runs / file.stem
+        if (folder / TRIALS_FILE).exists():
+            sections.append(section(file, suite, folder))
+        else:
+            missing.append(f"`{file.name}`")
+    note = f"Not run yet: {', '.join(missing)}." if missing else ""
+    head = TEXT.format(missing=note, auc=TIE["binary"], mse=TIE["rating"])
+    PAGE.write_text("\n".join([head, *sections]), encoding="utf-8")
+
+
+def section(file: Path, suite: SuiteConfig, folder: Path) -> str:
+    trials = read_trials(folder)
+    table = standings(trials, suite.metric)
+    compared = comparisons(suite, folder)
+    plot(file.stem, suite, table)
+    present = [m for m in suite.methods if m in table["method"].to_list()]
+    commits = ", ".join(sorted(trials["commit"].unique().to_list()))
+    return "\n".join(
+        [
+            f"## {suite.name}",
+            "",
+            verdict(suite, compared, table),
+            "",
+            f"![{suite.metric.upper()} against total bytes]({file.stem}.svg)".replace(
+                "](", "](quality/"
+            ),
+            "",
+            *figures(suite, table, present),
+            "",
+            *wins(suite, compared),
+            "",
+            f"{suite.trials} tuning trials for each method at 1/{1 / suite.tuning_budget:g}, seeds "
+            f"{', '.join(map(str, suite.seeds))}; commit {commits}; "
+            f"data {trials['data_fingerprint'].drop_nulls()[0][:12]}. A dash: the method cannot be "
+            "as small, or has not been run.",
+            *failures(trials),
+            "",
+        ]
+    )
+
+
+def verdict(suite: SuiteConfig, compared: list[Comparison], table: pl.DataFrame) -> str:
+    """Where ours is best or tied, by budget, and where full tables stand."""
+    parts = []
+    for budget in suite.budgets:
+        of_budget = [one for one in compared if one.budget == budget and one.method != FULL]
+        if not of_budget:
+            continue
+        best = min(of_budget, key=lambda one: one.gain)
+        word = {"win": "ahead of", "tie": "tied with", "loss": "behind"}[best.verdict]
+        parts.append(f"1/{1 / budget:g} {word} {best.method} ({_gain(suite, best)})")
+    against_full = [
+        f"1/{1 / one.budget:g} {_gain(suite, one)}" for one in compared if one.method == FULL
+    ]
+    text = f"Ours against the best other method at each budget: {'; '.join(parts)}."
+    if against_full:
+        text += f" Against the tuned full table: {'; '.join(against_full)}."
+    return text
+
+
+def _gain(suite: SuiteConfig, one: Comparison) -> str:
+    if suite.task == "binary":
+        return f"{one.gain:+.4f} AUC, {one.low:+.4f} to {one.high:+.4f}"
+    return f"{100 * one.gain:+.1f} % MSE, {100 * one.low:+.1f} to {100 * one.high:+.1f}"
+
+
+def figures(suite: SuiteConfig, table: pl.DataFrame, methods: list[str]) -> list[str]:
+    """A line for each method, the best mean rank first."""
+    cells: dict[tuple[str, float | None], dict[str, Any]] = {
+        (line["method"], line["budget"]): line for line in table.to_dicts()
+    }
+    heads = [f"1/{1 / budget:g}" for budget in suite.budgets]
+    lines = [
+        f"| {suite.metric.upper()} | {' | '.join(heads)} | full size |",
+        "|---" * (len(heads) + 2) + "|",
+    ]
+    best = {
+        budget: table.filter(pl.col("budget") == budget)["mean"].first()
+        for budget in suite.budgets
+        if not table.filter(pl.col("budget") == budget).is_empty()
+    }
+
+    def strength(method: str) -> tuple[int, float]:
+        found = [cells[method, b]["mean"] for b in suite.budgets if (method, b) in cells]
+        mean = sum(found) / len(found) if found else 0.0
+        return -len(found), -mean if suite.metric == "auc" else mean
+
+    for method in sorted(methods, key=strength):
+        row = []
+        for budget in (*suite.budgets, None):
+            line = cells.get((method, budget))
+            if line is None:
+                row.append("-")
+                continue
+            text = f"{line['mean']:.4f}" + (f" ± {line['std']:.4f}" if line["std"] else "")
+            row.append(f"**{text}**" if best.get(budget) == line["mean"] else text)
+        lines.append(f"| {method} | {' | '.join(row)} |")
+    ours = table.filter(pl.col("method") == OURS)
+    lines += [
+        "",
+        "Bytes of ours, total (of rows alone): "
+        + "; ".join(
+            f"1/{1 / line['budget']:g} {line['total_bytes']:,.0f} ({line['table_bytes']:,.0f})"
+            for line in ours.to_dicts()
+        )
+        + ". Full tables: "
+        + f"{table['full_table_bytes'].max():,.0f}.",
+    ]
+    return lines
+
+
+def wins(suite: SuiteConfig, compared: list[Comparison]) -> list[str]:
+    lines = ["| ours against all others | wins | ties | losses |", "|---|---|---|---|"]
+    for budget in suite.budgets:
+        of_budget = [one for one in compared if one.budget == budget]
+        by_verdict = {
+            verdict: [one.method for one in of_budget if one.verdict == verdict]
+            for verdict in ("win", "tie", "loss")
+        }
+        named = [
+            f"{len(by_verdict[verdict])}"
+            + (
+                f": {', '.join(by_verdict[verdict])}"
+                if by_verdict[verdict] and verdict != "win"
+                else ""
+            )
+            for verdict in ("win", "tie", "loss")
+        ]
+        lines.append(f"| 1/{1 / budget:g} | {' | '.join(named)} |")
+    return lines
+
+
+def failures(trials: pl.DataFrame) -> list[str]:
+    failed = trials.filter(pl.col("status") == "failed").select("method", "error").unique()
+    if failed.is_empty():
+        return []
+    return ["", "Failed:", ""] + [f"- {line[0]}: {line[1]}" for line in failed.iter_rows()]
+
+
+def plot(name: str, suite: SuiteConfig, table: pl.DataFrame) -> None:
+    """The figure against the share of the full tables' bytes that a table takes."""
+    canvas, (axes,) = new_figure(height=4.2)
+    others = [m for m in suite.methods if m not in (OURS, FULL)]
+    largest = max(suite.budgets)
+    at_largest = {
+        line["method"]: line["mean"]
+        for line in table.filter(pl.col("budget") == largest).to_dicts()
+    }
+    sign = 1 if suite.metric == "auc" else -1
+    named = sorted((m for m in others if m in at_largest), key=lambda m: -sign * at_largest[m])[
+        :NUM_NAMED
+    ]
+    colours = dict(zip(named, ("#b2500a", "#8a0f7d", "#0b5a2a", "#6b5500"), strict=False))
+    for method in [*others, OURS]:
+        lines = table.filter(
+            (pl.col("method") == method) & pl.col("budget").is_not_null()
+        ).to_dicts()
+        if not lines:
+            continue
+        x = [line["total_bytes"] / line["full_table_bytes"] for line in lines]
+        y = [line["mean"] for line in lines]
+        colour = COLOURS["clustered"] if method == OURS else colours.get(method, "#c3cad1")
+        axes.plot(x, y, "o-", color=colour, linewidth=2.6 if method == OURS else 1.2, markersize=4)
+        if method == OURS:
+            band = [line["std"] or 0.0 for line in lines]
+            low, high = ([a + s * b for a, b in zip(y, band, strict=True)] for s in (-1, 1))
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        if method == OURS or method in colours:
+            label(axes, x[-1], y[-1], "ours" if method == OURS else method, colour)
+    full = table.filter(pl.col("method") == FULL)
+    if not full.is_empty():
+        axes.axhline(full["mean"][0], color=COLOURS["full"], linewidth=0.9, linestyle=":")
+        label(
+            axes,
+            min(suite.budgets),
+            full["mean"][0],
+            "full table, tuned",
+            COLOURS["full"],
+            dx=0,
+            dy=4,
+        )
+    axes.set_xscale("log")
+    ticks_at(axes, suite.budgets, [f"1/{1 / budget:g}" for budget in suite.budgets])
+    axes.set_xlabel("total bytes, as a share of full tables", color=QUIET)
+    axes.set_title(f"{suite.name}: test {suite.metric.upper()}")
+    if suite.metric != "auc":
+        axes.invert_yaxis()
+    save(canvas, SUITES / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Hash embeddings: an entity weighs a few shared rows, chosen by hashes, as it likes.
+
+Every entity has k numbers of its own, its importance parameters. Its vector is the sum of its k
+hashed rows, each times its number. So an entity can turn away from a row where it meets others that
+do not suit it, and a popular entity can have a row nearly for itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from celrec.baselines.contract import CompressedEmbedding, too_small
+from celrec.baselines.double_hash import independent_hashes, picked_rows
+from celrec.baselines.hashing import random_multipliers
+from celrec.errors import check_count
+
+
+class HashEmbeddings(CompressedEmbedding):
+    """`torch.nn.Embedding` whose vectors are sums of k hashed rows, weighted by every entity.
+
+    num_rows : R >= 1   rows that the entities share
+    num_hashes : k >= 1   rows, and importance parameters, of an entity
+    seed : another one shares otherwise
+    other arguments : as in `CompressedEmbedding`
+
+    Source: Svenstrup, Hansen & Winther, "Hash embeddings for efficient word representations",
+    NeurIPS 2017, section 3 and equation 1, with a line of importance parameters for every entity
+    (their K = N, as where there is a dictionary): R x D + N x k numbers. As they mostly do, k = 2
+    and the importance parameters are not appended to the vector.
+    """
+
+    kind = "hash-embeddings"
+    source = "Svenstrup et al., NeurIPS 2017"
+    personal = ("importance",)
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        num_rows: int,
+        padding_idx: int | None = None,
+        *,
+        num_hashes: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, padding_idx, seed=seed)
+        self.num_rows = check_count("num_rows", num_rows, at_least=1)
+        self.num_hashes = check_count("num_hashes", num_hashes, at_least=1)
+        self._multipliers = random_multipliers(self.num_hashes, seed)
+        self.weight = nn.Parameter(torch.empty(self.num_rows, self.embedding_dim))
+        self.importance = nn.Parameter(torch.empty(self.num_embeddings, self.num_hashes))
+        self.reset_parameters()
+
+    @classmethod
+    def within(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        num_bytes: int,
+        *,
+        padding_idx: int | None = None,
+        seed: int = 0,
+    ) -> Self:
+        num_hashes = 2
+        num_rows = (num_bytes // 4 - num_hashes * num_embeddings) // embedding_dim
+        if num_rows < 1:
+            least = 4 * (num_embeddings * num_hashes + embedding_dim)
+            raise too_small(cls.kind, num_bytes, least)
+        return cls(num_embeddings, embedding_dim, num_rows, padding_idx, seed=seed)
+
+    def draw(self, std: float, generator: torch.Generator | None = None) -> None:
+        nn.init.normal_(self.weight, std=std / self.num_hashes**0.5, generator=generator)
+        nn.init.ones_(self.importance)
+
+    def row_ids(self, ids: Tensor) -> Tensor:
+        """The rows of entities (L,), int64 (L, k) in [0, R)."""
+        return independent_hashes(ids, self.num_rows, self._multipliers)
+
+    def importance_of(self, ids: Tensor) -> Tensor:
+        """What entities (L,) multiply their rows by, (L, k)."""
+        return self.importance.index_select(0, ids)
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        rows = picked_rows(self.weight, self.row_ids(ids))  # (L, k, D)
+        return (rows * self.importance_of(ids).unsqueeze(2)).sum(1)
+
+    def options(self) -> dict[str, Any]:
+        return super().options() | {"num_rows": self.num_rows, "num_hashes": self.num_hashes}

@@ -1,0 +1,91 @@
+"""Ids of few bits, packed without gaps, and the sizes that a budget of bytes allows.
+
+Methods that give an entity the id of a shared row must store that id. Thirteen rows need four bits,
+not the eight of the smallest integer type; for small tables that is the difference between fitting
+a budget and not. Here ids of 1 to 16 bits stand one behind the other in a stream of bytes.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from celrec.baselines.contract import too_small
+
+MOST_BITS = 16
+
+
+def packed_size(num_ids: int, bits: int) -> int:
+    """The bytes that so many ids take: their bits, rounded up, and at most one more.
+
+    >>> packed_size(1000, bits=4), packed_size(1000, bits=3)
+    (500, 376)
+    """
+    spare = _window(bits) - -(-bits // 8)  # so that the last id can be read like all others
+    return -(-num_ids * bits // 8) + spare
+
+
+def pack_ids(ids: Tensor, bits: int) -> Tensor:
+    """Pack ids, int (n,) in [0, 2**bits), into uint8 (packed_size(n, bits),).
+
+    bits : in [1, 16]
+
+    >>> pack_ids(torch.tensor([1, 2, 3, 0]), bits=2).tolist()
+    [57]
+    """
+    ones = (ids.cpu().numpy()[:, None] >> np.arange(bits)) & 1  # (n, bits), lowest bit first
+    packed = np.zeros(packed_size(len(ids), bits), dtype=np.uint8)
+    stream = np.packbits(ones.astype(np.uint8), bitorder="little")
+    packed[: len(stream)] = stream
+    return torch.from_numpy(packed).to(ids.device)
+
+
+def unpack_ids(packed: Tensor, bits: int, positions: Tensor) -> Tensor:
+    """The ids at some positions, int64 (L,) in [0, n); returned as int64 (L,).
+
+    >>> unpack_ids(torch.tensor([57], dtype=torch.uint8), 2, torch.tensor([3, 0]))
+    tensor([0, 1])
+    """
+    first_bit = positions * bits
+    first_byte = first_bit >> 3
+    found = packed.index_select(0, first_byte).long()
+    for number in range(1, _window(bits)):
+        found |= packed.index_select(0, first_byte + number).long() << (8 * number)
+    return (found >> (first_bit & 7)) & ((1 << bits) - 1)
+
+
+def bits_for(num_rows: int) -> int:
+    """The bits of an id of one of so many rows, in [1, 16].
+
+    >>> [bits_for(num_rows) for num_rows in (1, 2, 3, 256, 257)]
+    [1, 1, 2, 8, 9]
+    """
+    return max(1, (num_rows - 1).bit_length())
+
+
+def rows_within(kind: str, num_ids: int, row_bytes: int, num_bytes: int, most: int) -> int:
+    """The largest number of rows that fit a budget beside the ids that point at them.
+
+    num_ids, row_bytes : ids to store, and the bytes of a row; an id has `bits_for` the rows
+    most : rows beyond these are of no use; at least two are made
+    raises : ArgumentError if not even two rows fit; `kind` names the method
+
+    >>> rows_within("k-means", num_ids=1000, row_bytes=128, num_bytes=4096, most=1000)
+    27
+    """
+    least = packed_size(num_ids, 1) + 2 * row_bytes
+    if num_bytes < least:
+        raise too_small(kind, num_bytes, least)
+    fitting = [
+        min(1 << bits, (num_bytes - packed_size(num_ids, bits)) // row_bytes)
+        for bits in range(1, MOST_BITS + 1)
+    ]
+    return min(max(fitting), max(2, most))
+
+
+def _window(bits: int) -> int:
+    """The bytes in which an id surely lies: ids start at multiples of gcd(bits, 8) in a byte."""
+    return -(-(8 - gcd(bits, 8) + bits) // 8)

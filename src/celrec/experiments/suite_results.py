@@ -1,0 +1,149 @@
+"""What a suite found: figures by method and budget, and paired comparisons with ours.
+
+Two methods at one budget predict the same test events. Their difference is averaged over seeds; its
+interval comes from a bootstrap over test users, the same users drawn for both. Ours and another are
+*tied* where the 95 % interval contains 0 and the difference is below 0.003 AUC or 0.5 % of the
+squared error; else the better one wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from sklearn.metrics import roc_auc_score
+
+from celrec.errors import CheckpointError
+from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, scored_events
+from celrec.losses import Task
+
+OURS = "clustered"
+NUM_DRAWS = 200
+TIE: Mapping[Task, float] = {"binary": 0.003, "rating": 0.005}
+"""The largest difference of a tie: of AUC, or as a share of the squared error."""
+
+Verdict = Literal["win", "tie", "loss"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours against another method at one budget (against full tables: of any size).
+
+    gain : how far ours is ahead: AUC, or the share of the other's squared error that it saves
+    low, high : its 95 % interval
+    """
+
+    method: str
+    budget: float
+    gain: float
+    low: float
+    high: float
+    verdict: Verdict
+
+
+def read_trials(folder: Path) -> pl.DataFrame:
+    """trials.parquet of a suite's folder.
+
+    raises : CheckpointError if it is not there
+    """
+    file = folder / TRIALS_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} holds no finished suite: it has no {TRIALS_FILE}; run celrec bench first"
+        )
+    return pl.read_parquet(file)
+
+
+def standings(trials: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """Mean and spread of the final runs, by method and budget, the best first at each budget.
+
+    metric : "auc" or "mse"
+    returns : method, budget (null for full), mean, std, runs, table_bytes, total_bytes,
+        full_table_bytes, seconds
+    """
+    done = trials.filter((pl.col("kind") == "final") & (pl.col("status") == "done"))
+    sizes = ("table_bytes", "total_bytes", "full_table_bytes", "seconds")
+    return (
+        done.group_by("method", "budget")
+        .agg(
+            pl.col(metric).mean().alias("mean"),
+            pl.col(metric).std().alias("std"),
+            pl.len().alias("runs"),
+            *(pl.col(name).mean() for name in sizes),
+        )
+        .sort("budget", "mean", descending=[False, metric == "auc"], nulls_last=True)
+    )
+
+
+def comparisons(suite: SuiteConfig, folder: Path) -> list[Comparison]:
+    """Ours against every method that has all its final runs, at every budget."""
+    task: Task = suite.task
+    predictions = _Predictions(suite, folder, task)
+    found = []
+    for budget in suite.budgets:
+        ours = predictions.draws(OURS, budget)
+        if ours is None:
+            continue
+        for method in suite.methods:
+            other = predictions.draws(method, None if method == FULL else budget)
+            if method == OURS or other is None:
+                continue
+            gains = ours - other if task == "binary" else 1 - ours / other
+            mean = gains.mean(0)  # over seeds: (1 + draws,), the first of all events
+            low, high = np.percentile(mean[1:], (2.5, 97.5))
+            verdict = _verdict(float(mean[0]), float(low), float(high), TIE[task])
+            found.append(
+                Comparison(method, budget, float(mean[0]), float(low), float(high), verdict)
+            )
+    return found
+
+
+def _verdict(gain: float, low: float, high: float, tie: float) -> Verdict:
+    """
+    >>> _verdict(0.001, -0.001, 0.003, 0.003), _verdict(-0.004, -0.009, 0.001, 0.003)
+    ('tie', 'loss')
+    """
+    if low <= 0 <= high and abs(gain) < tie:
+        return "tie"
+    return "win" if gain > 0 else "loss"
+
+
+class _Predictions:
+    """The figures of final runs on resampled users, computed once for each method and budget."""
+
+    def __init__(self, suite: SuiteConfig, folder: Path, task: Task) -> None:
+        self.folder = folder
+        self.task = task
+        self.seeds = suite.seeds
+        self.events = {seed: scored_events(suite, seed) for seed in suite.seeds}
+        rng = np.random.default_rng(0)
+        num_users = max(events.num_users for events in self.events.values())
+        self.draws_of_users = [
+            np.bincount(rng.integers(num_users, size=num_users), minlength=num_users)
+            for _ in range(NUM_DRAWS)
+        ]
+
+    def draws(self, method: str, budget: float | None) -> np.ndarray | None:
+        """The figure for each seed, (S, 1 + draws): of all events, then of each draw of users."""
+        lines = []
+        for seed in self.seeds:
+            file = self.folder / "predictions" / f"{method}-{budget or 1:g}-{seed}.npz"
+            if not file.exists():
+                return None
+            prediction = np.load(file)["prediction"]
+            events = self.events[seed]
+            weights = [None, *(draw[events.user] for draw in self.draws_of_users)]
+            lines.append([self._figure(events.label, prediction, one) for one in weights])
+        return np.array(lines)
+
+    def _figure(
+        self, label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None
+    ) -> float:
+        if self.task == "binary":
+            return float(roc_auc_score(label, prediction, sample_weight=weight))
+        error = np.square(label.astype(np.float64) - prediction)
+        return float(np.average(error, weights=weight))
