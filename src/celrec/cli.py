@@ -667,7 +667,7 @@ def bench(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Run these methods of the suite alone; can be repeated."),
+        typer.Option(help="Run this method of the suite alone; can be repeated."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -693,12 +693,11 @@ def bench(
                 f"--only {unknown[0]} is no method of {suite_file}; "
                 f"{nearest_name(unknown[0], suite.methods)}"
             )
-        suite = suite.with_methods(only)
     if processes is not None:
         check_count("--processes", processes, at_least=1)
     folder = out_dir or Path("runs") / suite_file.stem
     try:
-        trials = run_suite(suite, folder, processes=processes, tell=_say)
+        trials = run_suite(suite, folder, only=only, processes=processes, tell=_say)
     except KeyboardInterrupt:
         _say("stopped; the same command goes on from here")
         raise typer.Exit(130) from None

@@ -11,9 +11,10 @@ import json
 import multiprocessing
 import subprocess
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Jobs:
     """Results in a folder, one JSON file for each job.
 
     out : the folder
-    processes : how many jobs run at once, one thread each
+    processes : how many jobs run at once, one thread each; one runs in the process that asks
     commit : of the code that computes them, kept with each result
     tell : told a line about every job that ends
     failures : by name of the job, what went wrong; the others go on
@@ -69,37 +70,44 @@ class Jobs:
     def run(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
         """Run those without a result; returns all results by name, failed jobs left out."""
         found = {name: self._kept(name, job) for name, job in jobs.items()}
+        missing = {name: jobs[name] for name, result in found.items() if result is None}
+        for name, wait in self._started(missing):
+            try:
+                found[name] = wait()
+            except Exception as error:
+                self.failures[name] = f"{type(error).__name__}: {error}"
+                text = "".join(traceback.format_exception(error))
+                (self.out / f"{name}.error").write_text(text, encoding="utf-8")
+                self.tell(f"{name} FAILED: {self.failures[name]}")
+            else:
+                self._keep(name, jobs[name], found[name])
+                self.tell(f"{name} done")
+        return {name: result for name, result in found.items() if result is not None}
+
+    def _started(self, jobs: Mapping[str, Job]) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """Name and result of each job, as they end; a single process is this one."""
+        if self.processes == 1:
+            for name, job in jobs.items():
+                yield name, partial(job.function, *job.all_arguments())
+            return
         with ProcessPoolExecutor(
             self.processes,
             multiprocessing.get_context("spawn"),
             initializer=torch.set_num_threads,
             initargs=(1,),
         ) as pool:
-            waiting = {
-                pool.submit(jobs[name].function, *jobs[name].all_arguments()): name
-                for name, result in found.items()
-                if result is None
+            name_of = {
+                pool.submit(job.function, *job.all_arguments()): name for name, job in jobs.items()
             }
-            for done in as_completed(waiting):
-                name = waiting[done]
-                try:
-                    result = done.result()
-                except Exception as error:
-                    self.failures[name] = f"{type(error).__name__}: {error}"
-                    self.tell(f"{name} FAILED: {self.failures[name]}")
-                    traceback.print_exception(error)
-                    continue
-                kept = {
-                    "fingerprint": jobs[name].fingerprint(),
-                    "commit": self.commit,
-                    "result": result,
-                }
-                partial = self.out / f"{name}.partial"
-                partial.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-                partial.replace(self.file(name))
-                found[name] = result
-                self.tell(f"{name} done")
-        return {name: result for name, result in found.items() if result is not None}
+            for done in as_completed(name_of):
+                yield name_of[done], done.result
+
+    def _keep(self, name: str, job: Job, result: Any) -> None:
+        kept = {"fingerprint": job.fingerprint(), "commit": self.commit, "result": result}
+        unfinished = self.out / f"{name}.partial"
+        unfinished.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        unfinished.replace(self.file(name))
+        (self.out / f"{name}.error").unlink(missing_ok=True)
 
     def kept(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
         """The results that are there, by name; nothing runs."""

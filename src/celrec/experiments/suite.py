@@ -21,7 +21,7 @@ import json
 import os
 import platform
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -154,16 +154,6 @@ class SuiteConfig:
     def metric(self) -> str:
         """The figure that chooses, and that results are about: "auc" or "mse"."""
         return FIGURE_OF_TASK[self.task][0]
-
-    def with_methods(self, methods: Sequence[str]) -> SuiteConfig:
-        """The same, with some of the methods."""
-        kept = tuple(method for method in self.methods if method in methods)
-        return dataclasses.replace(
-            self,
-            methods=kept,
-            settings={name: one for name, one in self.settings.items() if name in kept},
-            searches={name: one for name, one in self.searches.items() if name in kept},
-        )
 
     def space_of(self, method: str) -> Space:
         """What is tuned of a method. A search of its own replaces the common one."""
@@ -358,6 +348,7 @@ def _line(suite: str, method: str, kind: str, budget: float | None, seed: int) -
         "seed": seed,
         "status": "done",
         "error": None,
+        "commit": current_commit(),
         "versions": json.dumps(
             {
                 "python": platform.python_version(),
@@ -397,49 +388,72 @@ def run_suite(
     suite: SuiteConfig,
     folder: Path,
     *,
+    only: Collection[str] | None = None,
     processes: int | None = None,
     tell: Callable[[str], None] = print,
 ) -> pl.DataFrame:
     """Run what is not there yet, and write trials.parquet.
 
     folder : of the suite; made if missing
+    only : methods that run; of others what is there stays. None: all
     processes : one thread each; None: as many as there are cores
     returns : the content of trials.parquet. Failed runs have a line as well, with the error
     """
-    commit = current_commit()
     jobs = Jobs(
-        folder / "jobs", processes or len(os.sched_getaffinity(0)), commit=commit, tell=tell
+        folder / "jobs",
+        processes or len(os.sched_getaffinity(0)),
+        commit=current_commit(),
+        tell=tell,
     )
     for name in ("trials", "predictions"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    tuned = jobs.run({f"tune-{m}": Job(tune, (suite, m), folder / "trials") for m in suite.methods})
-    work = {}
-    for name, lines in tuned.items():
-        method = name.removeprefix("tune-")
-        best = best_trial(lines)
-        chosen, epochs = (
-            ({}, None) if best is None else (json.loads(best["chosen"]), best["epochs"])
+
+    def results(work: Mapping[str, tuple[str, Job]]) -> dict[str, Any]:
+        """By name of the job; work : by that, its method and the job."""
+        idle = {name: job for name, (method, job) in work.items() if only and method not in only}
+        return jobs.kept(idle) | jobs.run(
+            {name: job for name, (_, job) in work.items() if name not in idle}
         )
-        if epochs is None:  # nothing fitted at the tuning budget: defaults
-            epochs = RunConfig.from_values(
-                suite.run_values(method, {}, 0, is_final=False)
-            ).training.epochs
-        for budget in (None,) if method == FULL else suite.budgets:
-            for seed in suite.seeds:
-                job = f"{method}-{budget or 1:g}-{seed}"
-                values = suite.run_values(method, chosen, seed, is_final=True)
-                values = merged(values, {"training": {"epochs": epochs, "patience": False}})
-                arguments = (suite.name, values, budget, json.dumps(chosen))
-                work[job] = Job(run_final, arguments, folder / "predictions" / f"{job}.npz")
-    final = jobs.run(work)
+
+    tuned = results(
+        {f"tune-{m}": (m, Job(tune, (suite, m), folder / "trials")) for m in suite.methods}
+    )
+    final = results(
+        {
+            name: (method, job)
+            for method in suite.methods
+            if f"tune-{method}" in tuned
+            for name, job in _final_jobs(suite, method, tuned[f"tune-{method}"], folder).items()
+        }
+    )
     lines = [line for some in tuned.values() for line in some] + list(final.values())
-    for name, error in jobs.failures.items():
-        lines.append(_failed(suite, name, error))
-    frame = pl.DataFrame(lines, infer_schema_length=None).with_columns(commit=pl.lit(commit))
+    lines += [_failed(suite, name, error) for name, error in jobs.failures.items()]
+    frame = pl.DataFrame(lines, infer_schema_length=None)
     partial = folder / f"{TRIALS_FILE}.partial"
     frame.write_parquet(partial)
     partial.replace(folder / TRIALS_FILE)
     return frame
+
+
+def _final_jobs(
+    suite: SuiteConfig, method: str, trials: list[dict[str, Any]], folder: Path
+) -> dict[str, Job]:
+    """A job for each budget and seed, with the settings of the best trial."""
+    best = best_trial(trials)
+    if best is None:  # nothing fitted at the tuning budget: defaults
+        default = RunConfig.from_values(suite.run_values(method, {}, 0, is_final=False))
+        chosen, epochs = {}, default.training.epochs
+    else:
+        chosen, epochs = json.loads(best["chosen"]), best["epochs"]
+    jobs = {}
+    for budget in (None,) if method == FULL else suite.budgets:
+        for seed in suite.seeds:
+            name = f"{method}-{budget or 1:g}-{seed}"
+            values = suite.run_values(method, chosen, seed, is_final=True)
+            values = merged(values, {"training": {"epochs": epochs, "patience": False}})
+            arguments = (suite.name, values, budget, json.dumps(chosen))
+            jobs[name] = Job(run_final, arguments, folder / "predictions" / f"{name}.npz")
+    return jobs
 
 
 def best_trial(lines: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -1,0 +1,182 @@
+"""Suites: equal bytes, equal trials, resumable, and failures that stop nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from celrec.errors import CheckpointError, ConfigError
+from celrec.experiments.suite import SuiteConfig, run_suite, train_once
+from celrec.experiments.suite_results import comparisons, read_trials, standings
+from tests.experiments.making import write_planted
+
+SUITE = """
+name = "planted"
+hours = 0.01
+budgets = [0.1, 0.4]
+tuning_budget = 0.4
+trials = 2
+seeds = [0, 1]
+methods = ["clustered", "full", "hashed", "quantized", "pq"]
+
+[common]
+data = { source = "SOURCE" }
+task = { kind = "rating" }
+model = { width = 4 }
+training = { epochs = 2, batch_size = 256 }
+
+[search]
+"training.learning_rate" = { low = 1e-3, high = 3e-2 }
+"embedding.start" = { choices = [0.0, 0.5] }
+
+[method.clustered]
+encoding = { personal_rule = { epochs = 1, warm_epochs = 0 } }
+
+[method.clustered.search]
+"training.learning_rate" = { low = 1e-3, high = 3e-2 }
+
+[method.pq]
+training = { learning_rate = 1e30 }
+
+[method.pq.search]
+"""
+
+
+@pytest.fixture(scope="module")
+def suite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    source = write_planted(folder / "planted.parquet")
+    file = folder / "suite.toml"
+    file.write_text(SUITE.replace("SOURCE", str(source)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder, told = tmp_path_factory.mktemp("results"), []
+    run_suite(SuiteConfig.read(suite_file), folder, processes=1, tell=told.append)
+    return folder, told
+
+
+def test_a_suite_has_a_line_for_every_trial_and_every_final_run(
+    suite_file: Path, finished: tuple[Path, list[str]]
+) -> None:
+    trials = read_trials(finished[0])
+    assert trials.filter(pl.col("kind") == "trial").group_by("method").len().sort("method")[
+        "len"
+    ].to_list() == [2, 2, 2, 2, 2]
+    final = trials.filter(pl.col("kind") == "final")
+    assert dict(final.group_by("method").len().iter_rows()) == {
+        "clustered": 4, "full": 2, "hashed": 4, "quantized": 4, "pq": 4,
+    }  # fmt: skip
+    done = trials.filter(pl.col("status") == "done")
+    for column in ("config", "data_fingerprint", "versions", "seconds", "mse", "figures"):
+        assert done[column].null_count() == 0, column
+    assert json.loads(done["versions"][0])["torch"]
+    budgeted = done.filter(pl.col("budget").is_not_null())
+    assert (budgeted["total_bytes"] <= budgeted["budget"] * budgeted["full_table_bytes"]).all()
+
+
+def test_what_fails_is_said_and_stops_nothing(finished: tuple[Path, list[str]]) -> None:
+    folder, told = finished
+    failed = read_trials(folder).filter(pl.col("method") == "pq")
+    assert set(failed["status"]) == {"failed"}
+    assert failed["error"].str.contains("loss is").any()
+    assert any("pq" in line and "FAILED" in line for line in told)
+    table = standings(read_trials(folder), "mse")
+    assert "pq" not in table["method"].to_list()
+
+
+def test_a_method_that_cannot_be_as_small_has_no_figure(finished: tuple[Path, list[str]]) -> None:
+    trials = read_trials(finished[0])
+    small = trials.filter((pl.col("method") == "quantized") & (pl.col("budget") == 0.1))
+    assert set(small["status"]) == {"does not fit"}
+    assert small["error"].str.contains("bytes are too few").all()
+
+
+def test_a_finished_suite_runs_nothing_again_and_a_lost_result_alone(
+    suite_file: Path, finished: tuple[Path, list[str]]
+) -> None:
+    folder, _ = finished
+    suite = SuiteConfig.read(suite_file)
+    before = read_trials(folder).filter(pl.col("status") != "failed")
+    told: list[str] = []
+    (folder / "jobs" / "hashed-0.4-1.json").unlink()
+    methods = ["clustered", "hashed"]
+    again = run_suite(suite, folder, only=methods, processes=1, tell=told.append)
+    assert told == ["hashed-0.4-1 done"]
+    same = ["method", "kind", "budget", "seed", "mse", "total_bytes", "chosen"]
+    keys = ["method", "kind", "budget", "seed", "number"]
+    again = again.filter(pl.col("status") != "failed")
+    assert again.sort(keys)[same].equals(before.sort(keys)[same])
+
+
+def test_comparisons_are_paired_and_within_their_interval(
+    suite_file: Path, finished: tuple[Path, list[str]]
+) -> None:
+    folder, _ = finished
+    suite = SuiteConfig.read(suite_file)
+    found = {(one.method, one.budget): one for one in comparisons(suite, folder)}
+    assert set(found) == {
+        ("full", 0.1), ("hashed", 0.1), ("full", 0.4), ("hashed", 0.4), ("quantized", 0.4),
+    }  # fmt: skip
+    table = {
+        (line["method"], line["budget"]): line["mean"]
+        for line in standings(read_trials(folder), "mse").to_dicts()
+    }
+    for (method, budget), one in found.items():
+        assert one.low <= one.gain <= one.high
+        other = table[method, None if method == "full" else budget]
+        assert one.gain == pytest.approx(1 - table["clustered", budget] / other, abs=0.02)
+
+
+def test_a_run_of_a_suite_is_the_same_each_time(suite_file: Path) -> None:
+    suite = SuiteConfig.read(suite_file)
+    values = suite.run_values("hashed", {"training.learning_rate": 0.01}, 1, is_final=True)
+    first, second = (train_once(values, 0.4) for _ in range(2))
+    assert np.array_equal(first.prediction, second.prediction)
+    assert first.figures == second.figures
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("tuning_budget = 0.4", "tuning_budget = 0.3", "tuning_budget is 0.3; wanted one of"),
+        ("budgets = [0.1, 0.4]", "budgets = [0.1, 4]", "budgets is 4; wanted"),
+        ("seeds = [0, 1]", "seeds = []", "seeds is empty"),
+        ("trials = 2", "trails = 2", "no key 'trails'; did you mean 'trials'"),
+        ("hours = 0.01", "", "lacks hours"),
+        ('"hashed"', '"hash"', "kind is 'hash'; did you mean 'hashed'"),
+        ("[method.clustered]", "[method.clusterd]", "methods has no 'clusterd'; did you mean"),
+        ("{ choices = [0.0, 0.5] }", "{ low = 1 }", "wanted low and high, or choices"),
+        ("name =", "name ", "cannot be read as TOML"),
+        ("epochs = 2,", "epoch = 2,", r"\[training\] has no key 'epoch'"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_named(
+    suite_file: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = suite_file.read_text()
+    assert old in text
+    file = tmp_path / "suite.toml"
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=message):
+        SuiteConfig.read(file)
+
+
+def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no finished suite"):
+        read_trials(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "benchmarks" / "quality").glob("*.toml"))
+)
+def test_the_suites_of_this_repository_can_be_read(file: Path) -> None:
+    suite = SuiteConfig.read(file)
+    assert suite.trials >= 8
+    assert len(suite.seeds) >= 3
