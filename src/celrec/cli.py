@@ -683,6 +683,7 @@ def bench(
     import dataclasses
 
     from celrec.experiments.suite import SuiteConfig, run_suite
+    from celrec.experiments.suite_report import report_suite
     from celrec.experiments.suite_results import comparisons, standings
 
     suite = SuiteConfig.read(suite_file)
@@ -702,15 +703,24 @@ def bench(
         _say("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
     table = standings(trials, suite.metric)
-    compared = [dataclasses.asdict(one) for one in comparisons(suite, folder)]
+    page = None if table.is_empty() else report_suite(suite, folder)
     if as_json:
-        _print_json({"folder": str(folder), "standings": table.to_dicts(), "compared": compared})
+        _print_json(
+            {
+                "folder": str(folder),
+                "report": None if page is None else str(page),
+                "standings": table.to_dicts(),
+                "compared": [dataclasses.asdict(one) for one in comparisons(suite, folder)],
+            }
+        )
         return
     _print_standings(suite, table.to_dicts())
     missing = trials.filter(trials["status"] == "failed")
     for line in missing.iter_rows(named=True):
         _say(f"failed: {line['method']} ({line['kind']}): {line['error']}")
     print(f"results: {folder}")
+    if page is not None:
+        print(f"report: {page}")
 
 
 def _print_standings(suite: Any, lines: Sequence[Mapping[str, Any]]) -> None:

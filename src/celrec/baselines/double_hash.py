@@ -1,7 +1,8 @@
 """Double hashing, or Bloom embeddings: an entity is the sum of a few rows, chosen by hashes.
 
-Under one hash, entities that meet in a row are one and the same from then on. Under two independent
-hashes almost no pair of entities meets in both rows, so R rows give about R^2 / 2 different vectors.
+Under one hash, entities that meet in a row are one and the same from then on. Under two
+independent hashes almost no pair of entities meets in both rows, so R rows give about R^2 / 2
+different vectors.
 Nothing is stored or learned about who shares with whom.
 """
 

@@ -9,7 +9,7 @@ from celrec.baselines.contract import CompressedEmbedding
 
 
 class FullInTraining(CompressedEmbedding):
-    """A table with a vector of its own for every entity until `finish`, and compressed from then on.
+    """A table with a vector of its own for every entity until `finish`, compressed from then on.
 
     A baseline fills in `compress`, as in `CompressedEmbedding`, and `served`.
 

@@ -139,7 +139,7 @@ class ProductQuantizedEmbedding(FullInTraining):
             if num_parts and parts.get(bits + 1) != num_parts
         ]
 
-    def _quantized(self, vectors: Tensor, bits: int, **options: int) -> tuple[Tensor, Tensor]:
+    def _quantized(self, vectors: Tensor, bits: int, **options: Any) -> tuple[Tensor, Tensor]:
         """Codebooks (2^bits, D), and the ids (n, M) that vectors (n, D) have in them."""
         parts = torch.tensor_split(vectors, self._parts_of(bits), dim=1)
         found = [k_means(part, 1 << bits, self.seed, **options) for part in parts]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from pathlib import Path
 
-from celrec import baselines
 from celrec.baselines.contract import CompressedEmbedding
 
 
@@ -17,8 +17,9 @@ def all_baselines() -> dict[str, type[CompressedEmbedding]]:
     >>> sorted(all_baselines())[:1], all_baselines()["hashed"].__name__
     (['hashed'], 'HashedEmbedding')
     """
-    for module in pkgutil.iter_modules(baselines.__path__):
-        importlib.import_module(f"{baselines.__name__}.{module.name}")
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{package}.{module.name}")
     found = {cls.kind: cls for cls in _descendants(CompressedEmbedding) if "kind" in cls.__dict__}
     return dict(sorted(found.items()))
 

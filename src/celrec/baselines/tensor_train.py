@@ -37,8 +37,8 @@ class TensorTrainEmbedding(CompressedEmbedding):
 
     Source: Yin et al., "TT-Rec: Tensor train compression for deep learning recommendation models",
     MLSys 2021, after Hrinchuk et al., "Tensorized embedding layers", 2019. Departures: R1 and R2
-    may differ, so that a budget is spent. What a look-up computes once for several entities (products
-    of two cores, or all vectors where there are few) changes its speed only.
+    may differ, so that a budget is spent. What a look-up computes once for several entities
+    (products of two cores, or all vectors where there are few) changes its speed only.
 
     >>> table = TensorTrainEmbedding(1000, 8, ranks=(3, 3))
     >>> table(torch.tensor([[0, 999], [3, 3]])).shape

@@ -23,7 +23,7 @@ from celrec.report.read import (
     read_runs,
     result_rows,
 )
-from celrec.report.sections import Section, find_sections
+from celrec.report.sections import Chart, Section, find_sections
 from celrec.report.style import COLOURS, role_of
 from celrec.report.words import (
     codes_note,
@@ -55,7 +55,15 @@ def write_report(
     raises : CheckpointError for a folder that is no run, or is damaged; DataError for runs that
         cannot be compared, or if the page cannot be written; ArgumentError for no folders
     """
-    page = render_page(run_dirs, demo_rows=demo_rows, title=title)
+    return write_page(render_page(run_dirs, demo_rows=demo_rows, title=title), out)
+
+
+def write_page(page: str, out: Path) -> Path:
+    """Write a page to a file whose folder is made if missing.
+
+    returns : out
+    raises : DataError if it cannot be written
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8", newline="\n")
@@ -184,6 +192,28 @@ def _setting(value: Any) -> str:
 def _render(
     *, sections: Sequence[Section], rows: Sequence[ResultRow], task: str, **values: Any
 ) -> str:
+    return render_template(
+        "page.html",
+        [chart for section in sections for chart in section.charts],
+        **values,
+        sections=sections,
+        rows=rows,
+        note=table_note(rows, task),
+        figure=figure_name(task),
+        plus_minus=plus_minus,
+    )
+
+
+def render_template(
+    template: str, charts: Sequence[Chart], *, styles: Sequence[str] = ("page.css",), **values: Any
+) -> str:
+    """A self-contained page.
+
+    template : page.html, or one that extends it
+    charts : all that it has boxes for, by their names
+    styles : files of this folder, in order
+    values : what the template shows
+    """
     environment = Environment(
         loader=PackageLoader("celrec", "report"),
         autoescape=True,
@@ -201,19 +231,10 @@ def _render(
         csp_hash=_csp_hash,
     )
     assert environment.loader is not None
-    css, _, _ = environment.loader.get_source(environment, "page.css")
-    drawn = {
-        chart.name: {"data": chart.data, "layouts": chart.layouts}
-        for section in sections
-        for chart in section.charts
-    }
-    return environment.get_template("page.html").render(
+    css = "".join(environment.loader.get_source(environment, name)[0] for name in styles)
+    drawn = {chart.name: {"data": chart.data, "layouts": chart.layouts} for chart in charts}
+    return environment.get_template(template).render(
         **values,
-        sections=sections,
-        rows=rows,
-        note=table_note(rows, task),
-        figure=figure_name(task),
-        plus_minus=plus_minus,
         css=Markup(css),
         colours=COLOURS,
         charts={"drawn": drawn, "dark": list(COLOURS.values())},

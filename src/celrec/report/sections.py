@@ -132,7 +132,7 @@ def _bytes_section(rows: Sequence[ResultRow], task: str) -> Section | None:
         )
     if any(row.std is not None for row in rows):
         lead.append("Upright lines: standard deviation over seeds.")
-    chart = _chart("bytes", "", lambda width: bytes_chart(rows, task, width))
+    chart = make_chart("bytes", "", lambda width: bytes_chart(rows, task, width))
     return Section("bytes", bytes_title(rows, task), " ".join(lead), [chart])
 
 
@@ -190,13 +190,13 @@ def _tree_section(clusters: Clusters | None, shown: _Shown | None) -> Section | 
         f"was split. Beside it: its {entities} with most interactions. Similar colours: a common "
         f"past. {_membership(shown)}({shown})"
     )
-    chart = _chart("tree", "", lambda width: tree_chart(clusters, width))
+    chart = make_chart("tree", "", lambda width: tree_chart(clusters, width))
     return Section("tree", title, lead, [chart], "Point at a band for its members.")
 
 
 def _sizes_section(clusters: Mapping[str, Clusters | None], shown: _Shown | None) -> Section | None:
     drawn = [
-        _chart(
+        make_chart(
             f"{entity}-sizes",
             largest_cluster(found.sizes, found.shares, entity),
             lambda width, found=found: sizes_chart(found, width),  # type: ignore[misc]
@@ -246,7 +246,7 @@ def _map_section(
     hint = "Point at a dot for its title; drag to look closer, double-click to return."
     colours = clusters.colours() if clusters else {}
     embedding = shown.method.embedding
-    chart = _chart("map", "", lambda width: map_chart(items, colours, embedding, width))
+    chart = make_chart("map", "", lambda width: map_chart(items, colours, embedding, width))
     return Section("map", "The items on a map", lead, [chart], hint)
 
 
@@ -272,7 +272,7 @@ def _cold_section(
         return None
     x_range = cold_range(compared)
     drawn = [
-        _chart(
+        make_chart(
             f"cold-{name}",
             name.title(),
             lambda width, name=name: cold_chart(compared, name, x_range, width),  # type: ignore[misc]
@@ -310,12 +310,13 @@ def _compared(methods: Sequence[Method], rows: Sequence[ResultRow], task: str) -
 # --- charts --------------------------------------------------------------------------------------
 
 
-def _chart(
+def make_chart(
     name: str,
     heading: str,
     draw: Callable[[int], go.Figure],
     widths: Sequence[int] = _FULL_WIDTHS,
 ) -> Chart:
+    """Draw one chart for all widths of the page."""
     drawn = [json.loads(plotly.io.to_json(draw(width))) for width in widths]
     return Chart(name, heading, drawn[0]["data"], [figure["layout"] for figure in drawn])
 
@@ -329,7 +330,7 @@ def _growth_chart(
     marked: Mapping[str, int] | None = None,
 ) -> Chart:
     axis = "clusters" if is_count else axis_of(heading)
-    return _chart(
+    return make_chart(
         name,
         heading,
         lambda width: growth_chart(lines, axis, width, is_count=is_count, marked=marked),

@@ -23,6 +23,8 @@ COLOURS = {
     "blended": ("#0b5a2a", "#9cf2b4"),
     "personal": ("#8a0f7d", "#fa427f"),
     "other": ("#6b5500", "#d8c46a"),
+    "violet": ("#7a2be0", "#9a7bff"),
+    "earth": ("#3b2a00", "#ffe34d"),
 }
 INK, QUIET, RULE, PAPER, VEIL = (
     COLOURS[role][0] for role in ("ink", "quiet", "rule", "paper", "veil")

@@ -71,7 +71,7 @@ def percent(share: float) -> str:
 
 def unbroken(text: str) -> str:
     """The same text with spaces inside figures that no line breaks at."""
-    return re.sub(r"(?<=\d) (?=[±kMGB])|(?<=±) ", "\N{NO-BREAK SPACE}", text)
+    return re.sub(r"(?<=\d) (?=[±kMGB%])|(?<=±) ", "\N{NO-BREAK SPACE}", text)
 
 
 def cut(text: str, length: int) -> str:

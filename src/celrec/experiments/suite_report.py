@@ -1,0 +1,76 @@
+"""The HTML page of a suite: what is in its folder, in the words of report/suite_content.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import polars as pl
+
+from celrec.experiments.suite import SuiteConfig
+from celrec.experiments.suite_results import OURS, TIE, comparisons, read_trials, standings
+from celrec.report.suite_content import SuiteContent
+from celrec.report.suite_page import write_suite_page
+
+PAGE_FILE = "report.html"
+MIN_COLD_EVENTS = 500
+_COLD = ("users_at_most_5", "items_at_most_5")
+
+
+def report_suite(suite: SuiteConfig, folder: Path) -> Path:
+    """Write the page into the suite's folder.
+
+    returns : its place
+    raises : CheckpointError if the suite has no results
+    """
+    trials = read_trials(folder)
+    missing = trials.filter(pl.col("status") != "done").select(
+        "method", "budget", "status", "error"
+    )
+    content = SuiteContent(
+        name=suite.name,
+        task=suite.task,
+        data_name=str(suite.common["data"]["source"]),
+        data_fingerprint=str(trials["data_fingerprint"].drop_nulls().first()),
+        commit=", ".join(sorted(trials["commit"].unique().to_list())),
+        seeds=suite.seeds,
+        budgets=suite.budgets,
+        standings=standings(trials, suite.metric).to_dicts(),
+        comparisons=[dataclasses.asdict(one) for one in comparisons(suite, folder)],
+        missing=missing.unique().to_dicts(),
+        cold=cold_lines(trials, suite.metric),
+        ours=OURS,
+        trials=suite.trials,
+        tuning_budget=suite.tuning_budget,
+        tie=TIE[suite.task],
+    )
+    return write_suite_page(content, folder / PAGE_FILE)
+
+
+def cold_lines(trials: pl.DataFrame, metric: str) -> list[dict[str, Any]]:
+    """Figures on test events of users, and of items, with at most 5 training events.
+
+    Slices of fewer than 500 events are left out.
+    """
+    found: dict[tuple[str, str, float | None], list[tuple[int, float]]] = defaultdict(list)
+    final = trials.filter((pl.col("kind") == "final") & (pl.col("status") == "done"))
+    for line in final.iter_rows(named=True):
+        for name in _COLD:
+            cold = json.loads(line["figures"])[name]
+            if cold["num_events"] >= MIN_COLD_EVENTS and cold[metric] is not None:
+                place = name, line["method"], line["budget"]
+                found[place].append((cold["num_events"], cold[metric]))
+    return [
+        {
+            "slice": name,
+            "num_events": round(fmean(count for count, _ in some)),
+            "method": method,
+            "budget": budget,
+            "mean": fmean(value for _, value in some),
+        }
+        for (name, method, budget), some in found.items()
+    ]
