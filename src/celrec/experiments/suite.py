@@ -281,12 +281,15 @@ def _size(config: RunConfig, budget: float, num_users: int, num_items: int) -> d
 def tune(suite: SuiteConfig, method: str, folder: Path) -> list[dict[str, Any]]:
     """Make the trials of a method, one after the other; those that are in the folder are kept.
 
+    A method that cannot be as small as the tuning budget is tuned at the next one that it fits.
+
     returns : a line for each
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    budget = None if method == FULL else suite.tuning_budget
+    larger = sorted(budget for budget in suite.budgets if budget > suite.tuning_budget)
+    budget, larger = (None, []) if method == FULL else (suite.tuning_budget, larger)
     space = suite.space_of(method)
     metric, sign = FIGURE_OF_TASK[suite.task]
     distributions = {key: _distribution(one) for key, one in space.items()}
@@ -300,18 +303,11 @@ def tune(suite: SuiteConfig, method: str, folder: Path) -> list[dict[str, Any]]:
         trial = None if number == 0 else study.ask(distributions)
         chosen = {} if trial is None else dict(trial.params)
         values = suite.run_values(method, chosen, suite.seeds[0], is_final=False)
-        made_of = repr((values, budget))
-        line = _kept(file, made_of)
-        if line is None:
-            line = _line(suite.name, method, "trial", budget, suite.seeds[0])
-            try:
-                line |= _figures(train_once(values, budget))
-            except (ArgumentError, ConfigError) as error:
-                line |= {"status": "does not fit", "error": str(error)}
-            except Exception as error:  # whatever it is, other trials go on
-                line |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-            line |= {"number": number, "chosen": json.dumps(chosen)}
-            _write(file, {"made_of": made_of, "line": line})
+        line = _attempt(suite, method, values, budget, file)
+        while line["status"] == "does not fit" and larger:
+            budget = larger.pop(0)
+            line = _attempt(suite, method, values, budget, file)
+        line |= {"number": number, "chosen": json.dumps(chosen)}
         lines.append(line)
         if line["status"] == "does not fit":
             break
@@ -321,6 +317,28 @@ def tune(suite: SuiteConfig, method: str, folder: Path) -> list[dict[str, Any]]:
             else:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
     return lines
+
+
+def _attempt(
+    suite: SuiteConfig, method: str, values: Mapping[str, Any], budget: float | None, file: Path
+) -> dict[str, Any]:
+    """One trial, from its file if that has these very values."""
+    made_of = repr((values, budget))
+    if file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["made_of"] == made_of:
+            return dict(kept["line"])
+    line = _line(suite.name, method, "trial", budget, suite.seeds[0])
+    try:
+        line |= _figures(train_once(values, budget))
+    except (ArgumentError, ConfigError) as error:
+        line |= {"status": "does not fit", "error": str(error)}
+    except Exception as error:  # whatever it is, other trials go on
+        line |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps({"made_of": made_of, "line": line}), encoding="utf-8")
+    partial.replace(file)
+    return line
 
 
 def run_final(
@@ -481,16 +499,3 @@ def _failed(suite: SuiteConfig, name: str, error: str) -> dict[str, Any]:
         method, budget, seed = name.rsplit("-", 2)
         line = _line(suite.name, method, "final", float(budget), int(seed))
     return line | {"status": "failed", "error": error}
-
-
-def _kept(file: Path, made_of: str) -> dict[str, Any] | None:
-    if not file.exists():
-        return None
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    return dict(kept["line"]) if kept["made_of"] == made_of else None
-
-
-def _write(file: Path, content: Any) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(file)
