@@ -21,14 +21,16 @@ from celrec.baselines.packed_ids import (
     MOST_BITS,
     bits_for,
     pack_ids,
+    packed_size,
     rows_within,
     unpack_ids,
 )
 from celrec.errors import ArgumentError, check_count, check_number
 
 _MOST_COLUMNS = 4
+_FEW_ROWS = 8  # with fewer in each column, fewer columns do better
 _HASH_BYTES = 8
-PASSES = 25
+_NUM_PASSES = 10
 _ENTITIES_AT_A_TIME = 1 << 16
 
 
@@ -37,7 +39,7 @@ class ClusteredCompositionalEmbedding(CompressedEmbedding):
 
     num_rows : k in [1, 65536], of each column in each of the two tables
     num_columns : c >= 1, a divisor of D
-    num_clusterings : >= 0, spread evenly over the first half of the epochs
+    clusters_until : in [0, 1], the share of epochs after each of which columns are clustered
     other arguments : as in `CompressedEmbedding`
 
     weight : the rows that pointers find, (c * k, D / c), column by column
@@ -46,8 +48,10 @@ class ClusteredCompositionalEmbedding(CompressedEmbedding):
     multipliers : of the hash of each column, int64 (c,)
 
     Source: Tsang and Ahle, "Clustering the sketch: dynamic compression for embedding tables",
-    NeurIPS 2023, algorithm 3. Theirs does not count the pointers; here they are stored and counted.
-    The optimizer's moments start anew with the tables.
+    NeurIPS 2023, algorithm 3, with four columns where the budget allows. Theirs does not count the
+    pointers; here they are counted, and take no more bits than they need. Every clustering brings
+    it closer to the best clusters (their section 3), so there is one after every epoch, but for the
+    last ones, in which rows settle. The optimizer's moments start anew with the tables.
 
     >>> table = ClusteredCompositionalEmbedding(1000, 8, num_rows=16, num_columns=4)
     >>> table(torch.tensor([[0, 999], [3, 3]])).shape
@@ -103,14 +107,20 @@ class ClusteredCompositionalEmbedding(CompressedEmbedding):
         padding_idx: int | None = None,
         seed: int = 0,
     ) -> Self:
-        divisors = [c for c in range(_MOST_COLUMNS, 0, -1) if embedding_dim % c == 0]
-        num_columns = divisors[0]
+        def needed(num_columns: int) -> int:
+            pointers = packed_size(num_columns * num_embeddings, bits_for(_FEW_ROWS))
+            return _HASH_BYTES * num_columns + pointers + row_bytes * _FEW_ROWS
+
+        columns = [c for c in range(_MOST_COLUMNS, 1, -1) if embedding_dim % c == 0]
+        row_bytes = 2 * 4 * embedding_dim  # one of each table, through all columns
+        num_columns = next((c for c in columns if needed(c) <= num_bytes), 1)
         num_rows = rows_within(
             cls.kind,
             num_columns * num_embeddings,
-            8 * embedding_dim,
-            num_bytes - _HASH_BYTES * num_columns,
+            row_bytes,
+            num_bytes,
             most=num_embeddings,
+            other_bytes=_HASH_BYTES * num_columns,
         )
         return cls(num_embeddings, embedding_dim, num_rows, num_columns, padding_idx, seed=seed)
 
@@ -157,7 +167,7 @@ class ClusteredCompositionalEmbedding(CompressedEmbedding):
         vectors = torch.cat([self.look_up(ids) for ids in everyone.split(_ENTITIES_AT_A_TIME)])
         seed = self.seed + epoch
         found = [
-            k_means(v, self.num_rows, seed, num_passes=PASSES)
+            k_means(v, self.num_rows, seed, num_passes=_NUM_PASSES)
             for v in vectors.chunk(self.num_columns, 1)
         ]
         self.weight.copy_(torch.cat([rows for rows, _ in found]))

@@ -12,7 +12,7 @@ from celrec.errors import MissingExtraError
 
 _MOST_PASSES = 25
 _POINTS_PER_CLUSTER = 64  # more sharpen the centroids little
-_FEW_DISTANCES = 1 << 24  # of points to centroids in one pass: a tenth of a second
+_FEW_DISTANCES = 1 << 22  # of points to centroids in one pass
 _MANY_DISTANCES = 1 << 27  # about a second
 _DISTANCES_AT_A_TIME = 1 << 24
 

@@ -66,21 +66,25 @@ def bits_for(num_rows: int) -> int:
     return max(1, (num_rows - 1).bit_length())
 
 
-def rows_within(kind: str, num_ids: int, row_bytes: int, num_bytes: int, most: int) -> int:
+def rows_within(
+    kind: str, num_ids: int, row_bytes: int, num_bytes: int, *, most: int, other_bytes: int = 0
+) -> int:
     """The largest number of rows that fit a budget beside the ids that point at them.
 
     num_ids, row_bytes : ids to store, and the bytes of a row; an id has `bits_for` the rows
     most : rows beyond these are of no use; at least two are made
+    other_bytes : of the budget, for something else
     raises : ArgumentError if not even two rows fit; `kind` names the method
 
     >>> rows_within("k-means", num_ids=1000, row_bytes=128, num_bytes=4096, most=1000)
     27
     """
+    left = num_bytes - other_bytes
     least = packed_size(num_ids, 1) + 2 * row_bytes
-    if num_bytes < least:
-        raise too_small(kind, num_bytes, least)
+    if left < least:
+        raise too_small(kind, num_bytes, least + other_bytes)
     fitting = [
-        min(1 << bits, (num_bytes - packed_size(num_ids, bits)) // row_bytes)
+        min(1 << bits, (left - packed_size(num_ids, bits)) // row_bytes)
         for bits in range(1, MOST_BITS + 1)
     ]
     return min(max(fitting), max(2, most))
