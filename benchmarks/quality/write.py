@@ -25,9 +25,11 @@ from celrec.experiments.suite_results import (
     read_trials,
     standings,
 )
+from celrec.report.style import spread_apart
 
 SUITES = ROOT / "benchmarks" / "quality"
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
+PLOT_HEIGHT = 230  # of the axes, in points
 NUM_NAMED = 4  # lines of other methods that get a colour and a name
 
 TEXT = """\
@@ -86,6 +88,7 @@ def section(file: Path, suite: SuiteConfig, folder: Path) -> str:
             f"{', '.join(map(str, suite.seeds))}; commit {commits}; "
             f"data {trials['data_fingerprint'].drop_nulls()[0][:12]}. A dash: the method cannot be "
             "as small, or has not been run.",
+            *not_run(suite, present),
             *failures(trials),
             "",
         ]
@@ -101,6 +104,8 @@ def verdict(suite: SuiteConfig, compared: list[Comparison], table: pl.DataFrame)
             continue
         best = min(of_budget, key=lambda one: one.gain)
         word = {"win": "ahead of", "tie": "tied with", "loss": "behind"}[best.verdict]
+        if best.verdict != "tie" and best.low <= 0 <= best.high:
+            word = f"{word}, but not for certain,"
         parts.append(f"1/{1 / budget:g} {word} {best.method} ({_gain(suite, best)})")
     against_full = [
         f"1/{1 / one.budget:g} {_gain(suite, one)}" for one in compared if one.method == FULL
@@ -183,6 +188,13 @@ def wins(suite: SuiteConfig, compared: list[Comparison]) -> list[str]:
     return lines
 
 
+def not_run(suite: SuiteConfig, present: list[str]) -> list[str]:
+    missing = [method for method in suite.methods if method not in present]
+    return (
+        ["", f"Not run yet, or too large at every budget: {', '.join(missing)}."] if missing else []
+    )
+
+
 def failures(trials: pl.DataFrame) -> list[str]:
     failed = trials.filter(pl.col("status") == "failed").select("method", "error").unique()
     if failed.is_empty():
@@ -204,6 +216,7 @@ def plot(name: str, suite: SuiteConfig, table: pl.DataFrame) -> None:
         :NUM_NAMED
     ]
     colours = dict(zip(named, ("#b2500a", "#8a0f7d", "#0b5a2a", "#6b5500"), strict=False))
+    names: list[tuple[float, str, str]] = []
     for method in [*others, OURS]:
         lines = table.filter(
             (pl.col("method") == method) & pl.col("budget").is_not_null()
@@ -219,7 +232,7 @@ def plot(name: str, suite: SuiteConfig, table: pl.DataFrame) -> None:
             low, high = ([a + s * b for a, b in zip(y, band, strict=True)] for s in (-1, 1))
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         if method == OURS or method in colours:
-            label(axes, x[-1], y[-1], "ours" if method == OURS else method, colour)
+            names.append((y[-1], "ours" if method == OURS else method, colour))
     full = table.filter(pl.col("method") == FULL)
     if not full.is_empty():
         axes.axhline(full["mean"][0], color=COLOURS["full"], linewidth=0.9, linestyle=":")
@@ -236,6 +249,9 @@ def plot(name: str, suite: SuiteConfig, table: pl.DataFrame) -> None:
     ticks_at(axes, suite.budgets, [f"1/{1 / budget:g}" for budget in suite.budgets])
     axes.set_xlabel("total bytes, as a share of full tables", color=QUIET)
     axes.set_title(f"{suite.name}: test {suite.metric.upper()}")
+    heights = spread_apart([y for y, _, _ in names], sorted(axes.get_ylim()), PLOT_HEIGHT, 12)
+    for height, (_, name_of_method, colour) in zip(heights, names, strict=True):
+        label(axes, max(suite.budgets), height, name_of_method, colour, dx=16)
     if suite.metric != "auc":
         axes.invert_yaxis()
     save(canvas, SUITES / f"{name}.svg")
