@@ -51,7 +51,7 @@ def k_means(
     num_fitted = min(num_clusters, num_points)
     enough = max(_FEW_DISTANCES // num_fitted, _POINTS_PER_CLUSTER * num_fitted)
     if min(num_points, enough) * num_fitted > _MANY_DISTANCES:
-        rows, clusters = _in_two_steps(points, num_fitted, seed, weight)
+        rows, clusters = _in_two_steps(points, num_fitted, seed, weight, num_passes)
     else:
         some = np.arange(num_points)
         if num_points > enough:
@@ -87,8 +87,8 @@ def _fit(
     seed: int,
     *,
     weight: np.ndarray | None,
+    num_passes: int,
     start: np.ndarray | None = None,
-    num_passes: int = _MOST_PASSES,
 ) -> np.ndarray:
     """The centroids of points, float32 (num_clusters, d)."""
     try:
@@ -113,7 +113,7 @@ def _fit(
 
 
 def _in_two_steps(
-    points: np.ndarray, num_clusters: int, seed: int, weight: np.ndarray | None
+    points: np.ndarray, num_clusters: int, seed: int, weight: np.ndarray | None, num_passes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centroids and the cluster of every point, by clusters within clusters."""
     num_coarse = round(num_clusters**0.5)
@@ -122,6 +122,7 @@ def _in_two_steps(
         num_coarse,
         seed,
         weights=None if weight is None else torch.from_numpy(weight),
+        num_passes=num_passes,
     )[1].numpy()
     clusters = np.empty(len(points), dtype=np.int64)
     found: list[np.ndarray] = []
@@ -135,6 +136,7 @@ def _in_two_steps(
             share,
             seed,
             weight=None if weight is None else weight[members],
+            num_passes=num_passes,
         )
         inside = nearest(torch.from_numpy(points[members]), torch.from_numpy(rows)).numpy()
         clusters[members] = num_found + inside

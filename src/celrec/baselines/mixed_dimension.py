@@ -54,7 +54,7 @@ class MixedDimensionEmbedding(CompressedEmbedding):
     >>> entity = torch.arange(1000).repeat_interleave(counts)
     >>> table.see(Occurrences(entity, entity, torch.ones(len(entity)), 1000, 1000))
     >>> table.widths_of(torch.tensor([0, 10, 100, 999])).tolist()
-    [8, 5, 3, 1]
+    [8, 6, 4, 1]
     """
 
     kind = "mixed-dimension"
@@ -243,27 +243,38 @@ def _widths_that_fit(
 ) -> tuple[list[int], list[int]]:
     """Widths of blocks in proportion to `growth`, (k,), as large as numbers last.
 
-    returns : sizes, changed so that what is left is used, and widths
+    What is then left gives the first blocks one number more, and lifts entities into the block
+    before.
 
-    >>> _widths_that_fit([10, 100], torch.tensor([4.0, 1.0]), width=8, num_numbers=290)
-    ([16, 94], [8, 1])
+    returns : sizes and widths
+
+    >>> _widths_that_fit([10, 100], torch.tensor([4.0, 1.0]), width=8, num_numbers=250)
+    ([18, 92], [8, 1])
     """
+
+    def needed(widths: list[int]) -> int:
+        own = sum(n * d for n, d in zip(sizes, widths, strict=True))
+        return own + width * sum(d for d in widths if d < width)
+
     growth = growth / growth[0]
     steps = torch.arange(1, width + 1, device=growth.device).unsqueeze(1) / growth
-    tried = steps.flatten().sort().values.unsqueeze(1) * growth  # (k D, k): a width changes in each
-    widths = (tried + 1e-9).floor().clamp(1, width).long()
-    projected = (widths * (widths < width)).sum(1) * width
-    needed = (widths * torch.tensor(sizes, device=growth.device)).sum(1) + projected
-    fitting = (needed <= num_numbers).nonzero().flatten()
-    best = int(fitting[-1]) if len(fitting) else 0
-    chosen = widths[best].tolist() if len(fitting) else [1] * len(sizes)
-    left = num_numbers - int(needed[best]) if len(fitting) else 0
+    tried = steps.flatten().sort().values.unsqueeze(1) * growth  # (k D, k): where a width changes
+    candidates = (tried + 1e-9).floor().clamp(1, width).long().tolist()
+    widths = [1] * len(sizes)
+    for candidate in candidates:
+        if needed(candidate) <= num_numbers:
+            widths = candidate
+    for block in range(len(sizes)):
+        more = [d + 1 if number == block else d for number, d in enumerate(widths)]
+        if more[block] <= width and needed(more) <= num_numbers:
+            widths = more
+    left = num_numbers - needed(widths)
     sizes = list(sizes)
     for block in range(len(sizes) - 1, 0, -1):
-        cost = chosen[block - 1] - chosen[block]
+        cost = widths[block - 1] - widths[block]
         if cost > 0:
             num_lifted = min(left // cost, sizes[block] - 1)
             sizes[block] -= num_lifted
             sizes[block - 1] += num_lifted
             left -= num_lifted * cost
-    return sizes, chosen
+    return sizes, widths
