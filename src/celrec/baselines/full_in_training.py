@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ class FullInTraining(CompressedEmbedding):
     weight : the vectors (N, D) in training; no lines afterwards
     """
 
-    training_only = ("weight",)
+    training_only: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(
         self,
