@@ -32,7 +32,6 @@ class TreeRegularizedEmbedding(PulledToClusters):
     the vectors themselves; to save memory, the parents serve here.
 
     >>> import torch
-    >>> import torch
     >>> table = TreeRegularizedEmbedding(1000, 8, num_rows=16)
     >>> table.finish()
     >>> table(torch.arange(1000)).unique(dim=0).shape, table.memory().total_bytes
