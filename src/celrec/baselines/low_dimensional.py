@@ -73,9 +73,10 @@ class LowDimensionalEmbedding(CompressedEmbedding):
         return cls(num_embeddings, embedding_dim, private_dim, padding_idx, seed=seed)
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
-        # Both factors alike. Rows of equal length, at right angles: none of the d is drawn weaker.
-        nn.init.normal_(self.vectors, std=std**0.5, generator=generator)
-        length = (std * self.embedding_dim / self.private_dim) ** 0.5
+        # Rows of equal length at right angles: none of the d directions is drawn weaker. With this
+        # length, a step of an entity's own vector moves its wide one as far as in a full table.
+        nn.init.normal_(self.vectors, std=std, generator=generator)
+        length = (self.embedding_dim / self.private_dim) ** 0.5
         nn.init.orthogonal_(self.projection, gain=length, generator=generator)
 
     def look_up(self, ids: Tensor) -> Tensor:

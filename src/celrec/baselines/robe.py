@@ -16,25 +16,29 @@ from celrec.baselines.contract import CompressedEmbedding, too_small
 from celrec.baselines.hashing import mixed, multiplier_of
 from celrec.errors import check_count
 
+_USUAL_BLOCK_SIZE = 2
+
 
 class RobeEmbedding(CompressedEmbedding):
     """`torch.nn.Embedding` whose vectors are runs of numbers of one circular array.
 
     num_numbers : Z >= block_size   numbers of the array
-    block_size : 1 <= b <= D   numbers of a run; the last one is cut off where b does not divide D
+    block_size : 1 <= b <= D   numbers of a run, 2 or D if that is less; the last one is cut off
+        where b does not divide D
     seed : another one shares otherwise
     other arguments : as in `CompressedEmbedding`
 
     Source: Desai, Chou & Shrivastava, "Random offset block embedding (ROBE) for compressed
     embedding tables in deep learning recommendation systems", MLSys 2022. Number j of entity i is
     number (h(i, j div b) + j mod b) mod Z of the array. Here a table has an array of its own, where
-    the paper has one array for all tables of a model, and a run lies within one vector.
+    the paper has one array for all tables of a model, and a run lies within one vector. Longer runs
+    are faster on large arrays, for which the paper has them; short ones learned more in our trials.
 
     >>> table = RobeEmbedding(1000, 16, num_numbers=100)
     >>> table(torch.tensor([[0, 999], [3, 3]])).shape
     torch.Size([2, 2, 16])
     >>> table
-    RobeEmbedding(1000, 16, num_numbers=100, block_size=8)
+    RobeEmbedding(1000, 16, num_numbers=100, block_size=2)
     """
 
     kind = "robe"
@@ -52,7 +56,7 @@ class RobeEmbedding(CompressedEmbedding):
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, padding_idx, seed=seed)
         if block_size is None:
-            block_size = _usual_block_size(self.embedding_dim)
+            block_size = min(_USUAL_BLOCK_SIZE, self.embedding_dim)
         self.block_size = check_count(
             "block_size", block_size, at_least=1, at_most=self.embedding_dim
         )
@@ -72,7 +76,7 @@ class RobeEmbedding(CompressedEmbedding):
         padding_idx: int | None = None,
         seed: int = 0,
     ) -> Self:
-        least = 4 * _usual_block_size(embedding_dim)
+        least = 4 * min(_USUAL_BLOCK_SIZE, embedding_dim)
         if num_bytes < least:
             raise too_small(cls.kind, num_bytes, least)
         return cls(num_embeddings, embedding_dim, num_bytes // 4, padding_idx, seed=seed)
@@ -98,12 +102,3 @@ class RobeEmbedding(CompressedEmbedding):
             "num_numbers": self.num_numbers,
             "block_size": self.block_size,
         }
-
-
-def _usual_block_size(width: int) -> int:
-    """At most 8, the blocks as equal as can be.
-
-    >>> [_usual_block_size(width) for width in (4, 8, 16, 18, 32)]
-    [4, 8, 8, 6, 8]
-    """
-    return -(-width // -(-width // 8))
