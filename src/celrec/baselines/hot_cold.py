@@ -139,14 +139,15 @@ class HotColdEmbedding(CompressedEmbedding):
 
     @torch.no_grad()
     def see(self, occurrences: Occurrences) -> None:
-        self._make_hot(occurrences.counts())
+        self._make_hot(occurrences.counts())  # whose rows are as good as any, before training
 
     @torch.no_grad()
     def after_epoch(self, epoch: int, num_epochs: int) -> bool:
         is_hot = self.slot_of >= 0
-        has_changed = self._make_hot(torch.where(is_hot, _MUST_EXCEED, 1.0) * self.importance)
+        risen = self._make_hot(torch.where(is_hot, _MUST_EXCEED, 1.0) * self.importance)
+        self.hot[self.slot_of[risen].long()] = self.weight[self.row_ids(risen)]
         self.importance *= _FORGETTING
-        return has_changed
+        return len(risen) > 0
 
     def compress(self) -> None:
         ids = self.hot_ids()
@@ -156,18 +157,17 @@ class HotColdEmbedding(CompressedEmbedding):
     def options(self) -> dict[str, Any]:
         return super().options() | {"num_hot": self.num_hot, "num_rows": self.num_rows}
 
-    def _make_hot(self, importance: Tensor) -> bool:
-        """Let the most important entities be hot; returns whether that changed any.
+    def _make_hot(self, importance: Tensor) -> Tensor:
+        """Let the most important entities be hot; those that rise get lines of those that fall.
 
         importance : (N,) of any real type
+        returns : int64, the entities that were not hot before
         """
         was_hot = self.slot_of >= 0
         is_hot = torch.zeros_like(was_hot)
         is_hot[importance.argsort(descending=True, stable=True)[: self.num_hot]] = True
         risen = (is_hot & ~was_hot).nonzero().flatten()
         fallen = (was_hot & ~is_hot).nonzero().flatten()
-        slots = self.slot_of[fallen]
+        self.slot_of[risen] = self.slot_of[fallen]
         self.slot_of[fallen] = -1
-        self.slot_of[risen] = slots
-        self.hot[slots.long()] = self.weight[self.row_ids(risen)]
-        return len(risen) > 0
+        return risen

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from celrec.baselines.pulled_to_clusters import PulledToClusters
 
-_FIRST_PULL, _LAST_PULL = 0.01, 1.0
+_FIRST_PULL, _LAST_PULL = 0.012, 0.4
 
 
 class JointKMeansEmbedding(PulledToClusters):
@@ -24,14 +24,14 @@ class JointKMeansEmbedding(PulledToClusters):
     Source: Yang, Fu and Sidiropoulos, "Learning from hidden traits: joint factor analysis and
     latent clustering", IEEE Transactions on Signal Processing 2017: least squares plus lambda times
     the k-means loss of the factors, minimised in turn over factors, centroids and assignments.
-    Here the first term is the model's own loss, by gradient steps; lambda is `pull`: none for the
-    first third of the epochs, then growing evenly in its logarithm from 0.01 to 1; distances count
-    by occurrence, as the loss does; vectors are not confined to unit length.
+    Here the first term is the model's own loss, by gradient steps; lambda grows, evenly in its
+    logarithm, to 0.4 of the loss's curvature; distances count by occurrence, as the loss does;
+    vectors are not confined to unit length.
 
     >>> import torch
     >>> table = JointKMeansEmbedding(1000, 8, num_rows=16)
-    >>> [round(table.pull_after(epoch, 9), 3) for epoch in (2, 3, 6, 9)]
-    [0.0, 0.01, 0.1, 1.0]
+    >>> [round(table.pull_after(epoch, 9), 3) for epoch in (1, 5, 9)]
+    [0.018, 0.084, 0.4]
     >>> table.finish()
     >>> table(torch.arange(1000)).unique(dim=0).shape, table.memory().total_bytes
     (torch.Size([16, 8]), 1012)
@@ -41,7 +41,4 @@ class JointKMeansEmbedding(PulledToClusters):
     source = "Yang et al., IEEE TSP 2017"
 
     def pull_after(self, epoch: int, num_epochs: int) -> float:
-        if 3 * epoch < num_epochs:
-            return 0.0
-        share = (3 * epoch - num_epochs) / (2 * num_epochs)
-        return float(_FIRST_PULL * (_LAST_PULL / _FIRST_PULL) ** share)
+        return float(_FIRST_PULL * (_LAST_PULL / _FIRST_PULL) ** (epoch / num_epochs))

@@ -11,6 +11,7 @@ from celrec.baselines.packed_ids import pack_ids
 from celrec.baselines.post_hoc_kmeans import KMeansEmbedding
 
 _PASSES_AFRESH, _PASSES_ON = 10, 3
+_OF_CROSS_ENTROPY, _OF_SQUARED_ERROR = 0.25, 2.0
 
 
 class PulledToClusters(KMeansEmbedding):
@@ -22,16 +23,21 @@ class PulledToClusters(KMeansEmbedding):
     occurs. In the first third of the epochs clusters are made afresh, for vectors still find their
     places; from then on k-means goes on from where it was.
 
+    What a distance must weigh to be felt depends on the loss, and is given relative to its
+    curvature: 1/4 at most for cross-entropy, 2 for squared error. Labels tell which: cross-entropy
+    is for 0 and 1 alone.
+
     In evaluation mode the centroids are served, so that validation sees what will be there in the
     end.
 
     A baseline fills in `pull_after`, and `placed` if centroids are more than means.
 
     rows : no lines until the end of the first epoch
-    counts : how often entities occur, at least 1, float (N,)      pull : float (1,)
+    counts : how often entities occur, at least 1, float (N,)
+    curvature, pull : float (1,); no pull before the end of the first epoch
     """
 
-    training_only = ("weight", "counts", "pull")
+    training_only = ("weight", "counts", "curvature", "pull")
     flexible = ("rows",)
 
     def __init__(
@@ -46,13 +52,15 @@ class PulledToClusters(KMeansEmbedding):
         super().__init__(num_embeddings, embedding_dim, num_rows, padding_idx, seed=seed)
         self._resize("rows", 0)
         self.counts: Tensor
+        self.curvature: Tensor
         self.pull: Tensor
         self.register_buffer("counts", torch.ones(self.num_embeddings))
+        self.register_buffer("curvature", torch.full((1,), _OF_CROSS_ENTROPY))
         self.register_buffer("pull", torch.zeros(1))
         self._looked_up: Tensor | None = None
 
     def pull_after(self, epoch: int, num_epochs: int) -> float:
-        """The weight of the squared distance from the end of this epoch on, counted from 1."""
+        """The weight of squared distances after an epoch, counted from 1, relative to curvature."""
         raise NotImplementedError
 
     def placed(self, means: Tensor, sizes: Tensor) -> Tensor:
@@ -61,6 +69,9 @@ class PulledToClusters(KMeansEmbedding):
 
     def see(self, occurrences: Occurrences) -> None:
         self.counts.copy_(occurrences.counts().clamp_min(1))
+        label = occurrences.label
+        is_binary = bool(((label == 0) | (label == 1)).all())
+        self.curvature.fill_(_OF_CROSS_ENTROPY if is_binary else _OF_SQUARED_ERROR)
 
     def look_up(self, ids: Tensor) -> Tensor:
         if self.is_finished or (not self.training and self._has_clusters):
@@ -79,7 +90,7 @@ class PulledToClusters(KMeansEmbedding):
 
     def after_epoch(self, epoch: int, num_epochs: int) -> bool:
         self._cluster(afresh=3 * epoch <= num_epochs)
-        self.pull.fill_(self.pull_after(epoch, num_epochs))
+        self.pull.copy_(self.pull_after(epoch, num_epochs) * self.curvature)
         return False
 
     def compress(self) -> None:

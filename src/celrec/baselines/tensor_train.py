@@ -20,6 +20,7 @@ from celrec.errors import ArgumentError, check_count
 
 _SMALLEST_DRAWN = 2.0  # standard deviations, as in TT-Rec
 _WHOLE_TABLE_PAYS = 16  # times as many entities as ids: one large product beats many small ones
+_LARGEST_RATIO = 1.5  # of the two ranks
 
 
 class TensorTrainEmbedding(CompressedEmbedding):
@@ -136,9 +137,8 @@ class TensorTrainEmbedding(CompressedEmbedding):
             return self._all_products_of_two().index_select(0, pairs)
         first = self.first.index_select(0, pairs // n2)  # (P, d1, R1)
         second = self.second.flatten(2).index_select(0, pairs % n2)  # (P, R1, d2 R2)
-        return torch.bmm(first, second).view(
-            len(pairs), math.prod(self.column_factors[:2]), self.ranks[1]
-        )
+        d1, d2, _ = self.column_factors
+        return torch.bmm(first, second).view(len(pairs), d1 * d2, self.ranks[1])
 
     def _all_products_of_two(self) -> Tensor:
         """The same for all pairs: (n1 n2, d1 d2, R2)."""
@@ -192,7 +192,7 @@ def num_parameters(
 def _largest_ranks(
     rows: tuple[int, int, int], columns: tuple[int, int, int], limit: int
 ) -> tuple[int, int]:
-    """The ranks that make most of so many parameters; neither is over 1.5 times the other plus 1.
+    """The ranks that make most of so many parameters, and are about equal.
 
     More than n1 d1 or n3 d3 of them are never useful.
     """
@@ -200,10 +200,10 @@ def _largest_ranks(
     found = [(1, 1)]
     for R1 in range(1, n1 * d1 + 1):
         left = limit - n1 * d1 * R1
-        R2 = min(left // (n2 * d2 * R1 + n3 * d3), n3 * d3, int(1.5 * R1) + 1)
+        R2 = min(left // (n2 * d2 * R1 + n3 * d3), n3 * d3, int(_LARGEST_RATIO * R1) + 1)
         if R2 < 1:
             break
-        if R1 <= 1.5 * R2 + 1:
+        if R1 <= _LARGEST_RATIO * R2 + 1:
             found.append((R1, R2))
     return max(found, key=lambda ranks: num_parameters(rows, columns, ranks))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from celrec.baselines.kmeans import k_means
 from celrec.baselines.pulled_to_clusters import PulledToClusters
 
-_PULL = 0.03
+_PULL = 0.04
 
 
 class TreeRegularizedEmbedding(PulledToClusters):
