@@ -25,7 +25,7 @@ def test_a_column_is_the_sum_of_two_rows_as_in_the_paper(num_columns: int) -> No
 
 
 def test_it_has_two_tables_of_k_rows_and_a_pointer_for_every_column() -> None:
-    """2 k D parameters (section 3 of the paper), whatever the number of columns."""
+    """2 k D parameters, whatever the number of columns."""
     table = ClusteredCompositionalEmbedding(1000, 32, num_rows=16, num_columns=4)
     assert sum(parameter.numel() for parameter in table.parameters()) == 2 * 16 * 32
     memory = table.memory()

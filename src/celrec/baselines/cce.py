@@ -48,10 +48,11 @@ class ClusteredCompositionalEmbedding(CompressedEmbedding):
     multipliers : of the hash of each column, int64 (c,)
 
     Source: Tsang and Ahle, "Clustering the sketch: dynamic compression for embedding tables",
-    NeurIPS 2023, algorithm 3, with four columns where the budget allows. Theirs does not count the
-    pointers; here they are counted, and take no more bits than they need. Every clustering brings
-    it closer to the best clusters (their section 3), so there is one after every epoch, but for the
-    last ones, in which rows settle. The optimizer's moments start anew with the tables.
+    NeurIPS 2023, algorithm 3, with four columns where budget and width allow. Theirs does not count
+    the pointers; here they are counted, and take no more bits than they need. Every clustering
+    brings clusters closer to the best ones, as they prove for least squares; so there is one after
+    every epoch, but for the last third, in which rows settle. The optimizer's moments start anew
+    with the tables.
 
     >>> table = ClusteredCompositionalEmbedding(1000, 8, num_rows=16, num_columns=4)
     >>> table(torch.tensor([[0, 999], [3, 3]])).shape

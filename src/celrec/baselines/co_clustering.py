@@ -110,7 +110,7 @@ class CoClusteredEmbedding(CompressedEmbedding):
 
     @torch.no_grad()
     def see(self, occurrences: Occurrences) -> None:
-        width = max(_FEWEST_VECTORS, 1 + self.bits)  # Dhillon, section 4.2: the logarithm of K
+        width = max(_FEWEST_VECTORS, 1 + self.bits)  # the logarithm of K, as Dhillon has it
         places = _places(occurrences, width, self.seed)
         _, clusters = k_means(places, self.num_rows, self.seed)
         self.packed.copy_(pack_ids(clusters, self.bits))

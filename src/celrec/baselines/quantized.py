@@ -36,10 +36,10 @@ class QuantizedEmbedding(FullInTraining):
     levels : the integers, uint8 (N, ceil(D * bits / 8)), packed by entity
     scale : float16 (N,)      centre : the mean vector, float32 (D,)
 
-    Source: Guan et al., "Post-training 4-bit quantization on embedding tables", NeurIPS workshop on
-    systems for ML 2019, section 3: by row, uniform, the clip found by search. Theirs has a zero
-    point for every row; ours is one for the whole table, the centre. At 32 numbers a vector a
-    second float16 costs as much as half a bit for all of them, which brings more.
+    Source: Guan et al., "Post-training 4-bit quantization on embedding tables", arXiv 2019: by row,
+    uniform, the clip found by search, the scale a float16. Theirs has a zero point for every row;
+    ours is one for the whole table, the centre. At 32 numbers a vector a second float16 costs as
+    much as half a bit for all of them, which brings more.
 
     >>> table = QuantizedEmbedding(1000, 8, bits=4)
     >>> table.finish()
@@ -48,7 +48,7 @@ class QuantizedEmbedding(FullInTraining):
     """
 
     kind = "quantized"
-    source = "Guan et al., NeurIPS workshop 2019"
+    source = "Guan et al., arXiv 2019"
     codes = ("levels",)
     personal = ("scale",)
 
