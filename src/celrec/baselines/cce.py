@@ -9,7 +9,7 @@ with entities that learned the same, and a full table is never needed.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,15 +99,7 @@ class ClusteredCompositionalEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         def needed(num_columns: int) -> int:
             pointers = packed_size(num_columns * num_embeddings, bits_for(_FEW_ROWS))
             return _HASH_BYTES * num_columns + pointers + row_bytes * _FEW_ROWS
@@ -123,7 +115,7 @@ class ClusteredCompositionalEmbedding(CompressedEmbedding):
             most=num_embeddings,
             other_bytes=_HASH_BYTES * num_columns,
         )
-        return cls(num_embeddings, embedding_dim, num_rows, num_columns, padding_idx, seed=seed)
+        return {"num_rows": num_rows, "num_columns": num_columns}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         for rows in (self.weight, self.hashed_weight):

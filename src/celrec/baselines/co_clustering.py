@@ -7,7 +7,7 @@ under a hash that looks at the data. It costs no training, but the loss has no s
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,19 +84,11 @@ class CoClusteredEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         num_rows = rows_within(
             cls.kind, num_embeddings, 4 * embedding_dim, num_bytes, most=num_embeddings
         )
-        return cls(num_embeddings, embedding_dim, num_rows, padding_idx, seed=seed)
+        return {"num_rows": num_rows}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.weight, std=std, generator=generator)

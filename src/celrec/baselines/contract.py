@@ -1,6 +1,6 @@
 """What every baseline is: an `nn.Embedding` of another make, whose size is given in bytes.
 
-A baseline fills in `look_up`, `draw`, `within` and `options`; the rest of the contract of
+A baseline fills in `look_up`, `draw`, `sizes_for` and `options`; the rest of the contract of
 `torch.nn.Embedding` (ids of any shape, padding, errors), byte accounting and checkpoints are here.
 
 Its arrays are parameters and buffers, and their bytes are what it stores. They count as table
@@ -15,6 +15,7 @@ serves.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -46,7 +47,7 @@ class Occurrences:
         return torch.bincount(self.entity, minlength=self.num_entities)
 
 
-class CompressedEmbedding(nn.Module):
+class CompressedEmbedding(nn.Module, ABC):
     """`torch.nn.Embedding` that stores less than a vector for every entity.
 
     num_embeddings : N >= 1     number of entities
@@ -95,31 +96,23 @@ class CompressedEmbedding(nn.Module):
     # --- what a baseline fills in ------------------------------------------------------------
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
-        """Make the table that spends most of so many bytes: total bytes, once it is finished.
+    @abstractmethod
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
+        """The constructor's own arguments that spend most of so many bytes.
 
         raises : ArgumentError if the method cannot be as small; the message says what it takes
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def look_up(self, ids: Tensor) -> Tensor:
         """The vectors (L, D) of entities, int64 (L,), which are in range."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         """Draw the parameters anew, so that the numbers of vectors have mean 0 and this deviation.
 
         What is not learned (hashes) follows `seed` and stays.
         """
-        raise NotImplementedError
 
     def options(self) -> dict[str, Any]:
         """The arguments of the constructor that make an equal table, ready for JSON."""
@@ -150,6 +143,23 @@ class CompressedEmbedding(nn.Module):
         """Compute, after the last step, the arrays that serve from those that were trained."""
 
     # --- the same for all --------------------------------------------------------------------
+
+    @classmethod
+    def within(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        num_bytes: int,
+        *,
+        padding_idx: int | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Make the table that spends most of so many bytes: total bytes, once it is finished.
+
+        raises : ArgumentError if the method cannot be as small; the message says what it takes
+        """
+        sizes = cls.sizes_for(num_embeddings, embedding_dim, num_bytes)
+        return cls(num_embeddings, embedding_dim, padding_idx=padding_idx, seed=seed, **sizes)
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up vectors: ids int32 or int64 of any shape (*) give floats of shape (*, D)."""
@@ -251,6 +261,17 @@ class CompressedEmbedding(nn.Module):
                 f"outside [0, {self.num_embeddings}), the entities of this table; was the table "
                 "made for another vocabulary?"
             )
+
+
+def whole_rows(kind: str, embedding_dim: int, num_bytes: int) -> int:
+    """How many rows of float32 fit into so many bytes, for a method that stores nothing else.
+
+    raises : ArgumentError if not even one does; `kind` names the method
+    """
+    num_rows = num_bytes // (4 * embedding_dim)
+    if num_rows < 1:
+        raise too_small(kind, num_bytes, 4 * embedding_dim)
+    return num_rows
 
 
 def too_small(kind: str, num_bytes: int, least: int) -> ArgumentError:

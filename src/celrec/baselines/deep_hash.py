@@ -8,7 +8,7 @@ network; what an entity is like must be learned into the same weights as for all
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,15 +86,7 @@ class DeepHashEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         limit = num_bytes // 4
 
         def fits(hidden_width: int, num_hashes: int) -> bool:
@@ -109,7 +101,7 @@ class DeepHashEmbedding(CompressedEmbedding):
             h += 1
         left = limit - num_parameters(0, h, _LAYERS, width=embedding_dim)
         k = min(left // h, _MOST_HASHES)
-        return cls(num_embeddings, embedding_dim, k, h, padding_idx=padding_idx, seed=seed)
+        return {"num_hashes": k, "hidden_width": h}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         """Draw weights by He's rule; the last layer then makes vectors have this deviation."""

@@ -9,12 +9,12 @@ Nothing is stored or learned about who shares with whom.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from celrec.baselines.contract import CompressedEmbedding, too_small
+from celrec.baselines.contract import CompressedEmbedding, whole_rows
 from celrec.baselines.hashing import mixed, random_multipliers
 from celrec.errors import check_count
 
@@ -60,19 +60,8 @@ class DoubleHashEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
-        num_rows = num_bytes // (4 * embedding_dim)
-        if num_rows < 1:
-            raise too_small(cls.kind, num_bytes, 4 * embedding_dim)
-        return cls(num_embeddings, embedding_dim, num_rows, padding_idx, seed=seed)
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
+        return {"num_rows": whole_rows(cls.kind, embedding_dim, num_bytes)}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.weight, std=std / self.num_hashes**0.5, generator=generator)

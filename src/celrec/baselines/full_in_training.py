@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -31,9 +32,9 @@ class FullInTraining(CompressedEmbedding):
         super().__init__(num_embeddings, embedding_dim, padding_idx, seed=seed)
         self.weight = nn.Parameter(torch.empty(self.num_embeddings, self.embedding_dim))
 
+    @abstractmethod
     def served(self, ids: Tensor) -> Tensor:
         """The vectors (L, D) of entities, int64 (L,), from what `compress` made."""
-        raise NotImplementedError
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.weight, std=std, generator=generator)

@@ -7,7 +7,8 @@ that do not suit it, and a popular entity can have a row nearly for itself.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +42,9 @@ class WeightedRows(CompressedEmbedding):
         self.weight = nn.Parameter(torch.empty(self.num_rows, self.embedding_dim))
         self.importance: nn.Parameter
 
+    @abstractmethod
     def importance_of(self, ids: Tensor) -> Tensor:
         """What entities (L,) multiply their rows by, (L, k)."""
-        raise NotImplementedError
 
     def row_ids(self, ids: Tensor) -> Tensor:
         """The rows of entities (L,), int64 (L, k) in [0, R)."""
@@ -105,23 +106,13 @@ class HashEmbeddings(WeightedRows):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         num_hashes = 2
         num_rows = (num_bytes // 4 - num_hashes * num_embeddings) // embedding_dim
         if num_rows < 1:
             least = 4 * (num_hashes * num_embeddings + embedding_dim)
             raise too_small(cls.kind, num_bytes, least)
-        return cls(
-            num_embeddings, embedding_dim, num_rows, padding_idx, num_hashes=num_hashes, seed=seed
-        )
+        return {"num_rows": num_rows, "num_hashes": num_hashes}
 
     def importance_of(self, ids: Tensor) -> Tensor:
         return self.importance.index_select(0, ids)

@@ -6,7 +6,7 @@ of them with the opposite sign. The signs make the errors that sharing brings ca
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,19 +53,11 @@ class HashedNetEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         num_numbers = num_bytes // 4
         if num_numbers < 1:
             raise too_small(cls.kind, num_bytes, 4)
-        return cls(num_embeddings, embedding_dim, num_numbers, padding_idx, seed=seed)
+        return {"num_numbers": num_numbers}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.numbers, std=std, generator=generator)

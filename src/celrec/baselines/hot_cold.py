@@ -9,7 +9,7 @@ becomes hot starts from the row that it shared.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,15 +86,7 @@ class HotColdEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         row_bytes = 4 * embedding_dim
         if num_bytes < row_bytes:
             raise too_small(cls.kind, num_bytes, row_bytes)
@@ -104,7 +96,7 @@ class HotColdEmbedding(CompressedEmbedding):
         num_hot = min(num_hot, num_embeddings)
         left = num_bytes - num_hot * row_bytes - 4 * set_length(num_hot, num_embeddings)
         num_rows = max(1, left // row_bytes)
-        return cls(num_embeddings, embedding_dim, num_hot, num_rows, padding_idx, seed=seed)
+        return {"num_hot": num_hot, "num_rows": num_rows}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.hot, std=std, generator=generator)

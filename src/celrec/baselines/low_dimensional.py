@@ -7,7 +7,7 @@ one number per entity, and all vectors lie in one space of d dimensions.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,20 +57,12 @@ class LowDimensionalEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         least = 4 * (num_embeddings + embedding_dim)
         private_dim = min(num_bytes // least, embedding_dim)
         if private_dim < 1:
             raise too_small(cls.kind, num_bytes, least)
-        return cls(num_embeddings, embedding_dim, private_dim, padding_idx, seed=seed)
+        return {"private_dim": private_dim}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         # Rows of equal length at right angles: none of the d directions is drawn weaker. With this

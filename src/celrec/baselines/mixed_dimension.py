@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,15 +97,7 @@ class MixedDimensionEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         for num_blocks in _BLOCK_COUNTS:
             plane_length = bits_length(num_embeddings)
             index_length = (num_blocks.bit_length() - 1) * plane_length + 2 * num_blocks
@@ -115,9 +107,7 @@ class MixedDimensionEmbedding(CompressedEmbedding):
             if num_numbers >= least and (is_worth_it or num_blocks == 1):
                 num_numbers = min(num_numbers, num_embeddings * embedding_dim)
                 num_numbers = max(num_numbers, least)
-                return cls(
-                    num_embeddings, embedding_dim, num_numbers, num_blocks, padding_idx, seed=seed
-                )
+                return {"num_numbers": num_numbers, "num_blocks": num_blocks}
         raise too_small(cls.kind, num_bytes, 4 * (least + index_length + 1))
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:

@@ -7,7 +7,7 @@ clusters nothing of the loss: a vector moves as far as its centroid is, wherever
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -67,19 +67,11 @@ class KMeansEmbedding(FullInTraining):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         num_rows = rows_within(
             cls.kind, num_embeddings, 4 * embedding_dim, num_bytes, most=num_embeddings
         )
-        return cls(num_embeddings, embedding_dim, num_rows, padding_idx, seed=seed)
+        return {"num_rows": num_rows}
 
     def compress(self) -> None:
         rows, clusters = k_means(self.weight, self.num_rows, self.seed)

@@ -7,7 +7,7 @@ loss knows nothing of what becomes of it.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,16 +72,8 @@ class ProductQuantizedEmbedding(FullInTraining):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
-        return cls(num_embeddings, embedding_dim, num_bytes, padding_idx, seed=seed)
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
+        return {"num_bytes": num_bytes}
 
     @property
     def bits(self) -> int:

@@ -11,7 +11,7 @@ The queries are let go in the end.
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,15 +82,7 @@ class ProductCodesEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         """As in `CompressedEmbedding`.
 
         A byte may go into more parts or into more codewords. In our trials G log2(K / 2) told best
@@ -107,8 +99,10 @@ class ProductCodesEmbedding(CompressedEmbedding):
                     found.append((num_groups, num_codewords))
         if not found:
             raise too_small(cls.kind, num_bytes, packed_size(num_embeddings, 1) + 2 * row_bytes)
-        best = max(found, key=lambda sizes: (sizes[0] * math.log2(sizes[1] / 2), sizes[0]))
-        return cls(num_embeddings, embedding_dim, *best, padding_idx, seed=seed)
+        num_groups, num_codewords = max(
+            found, key=lambda sizes: (sizes[0] * math.log2(sizes[1] / 2), sizes[0])
+        )
+        return {"num_groups": num_groups, "num_codewords": num_codewords}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.codewords, std=std, generator=generator)

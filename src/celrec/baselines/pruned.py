@@ -98,20 +98,12 @@ class PrunedEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         one = torch.ones(1, dtype=torch.int64)
         least = int(_stored_bytes(one, one, num_embeddings, embedding_dim))
         if num_bytes < least:
             raise too_small(cls.kind, num_bytes, least)
-        return cls(num_embeddings, embedding_dim, num_bytes, padding_idx, seed=seed)
+        return {"num_bytes": num_bytes}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.numbers, std=std, generator=generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -59,9 +61,9 @@ class PulledToClusters(KMeansEmbedding):
         self.register_buffer("pull", torch.zeros(1))
         self._looked_up: Tensor | None = None
 
+    @abstractmethod
     def pull_after(self, epoch: int, num_epochs: int) -> float:
         """The weight of squared distances after an epoch, counted from 1, relative to curvature."""
-        raise NotImplementedError
 
     def placed(self, means: Tensor, sizes: Tensor) -> Tensor:
         """The centroids (K, D) of clusters with these means (K, D) and summed counts (K,)."""

@@ -7,7 +7,7 @@ shared and no vector is lost, but an entity can never take less than one or two 
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,15 +75,7 @@ class QuantizedEmbedding(FullInTraining):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         sizes = {
             bits: 4 * embedding_dim
             + num_embeddings * (_SCALE_BYTES + _bytes_of(embedding_dim, bits))
@@ -92,7 +84,7 @@ class QuantizedEmbedding(FullInTraining):
         fitting = [bits for bits, size in sizes.items() if size <= num_bytes]
         if not fitting:
             raise too_small(cls.kind, num_bytes, sizes[_FEWEST_BITS])
-        return cls(num_embeddings, embedding_dim, max(fitting), padding_idx, seed=seed)
+        return {"bits": max(fitting)}
 
     def compress(self) -> None:
         vectors = self.weight.detach()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import count
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,21 +68,13 @@ class QuotientRemainderEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         bytes_of_a_row = 4 * embedding_dim
         sizes = sizes_within(num_embeddings, num_bytes // bytes_of_a_row)
         if sizes is None:
             fewest = next(rows for rows in count(1) if sizes_within(num_embeddings, rows))
             raise too_small(cls.kind, num_bytes, fewest * bytes_of_a_row)
-        return cls(num_embeddings, embedding_dim, sizes, padding_idx, seed=seed)
+        return {"sizes": sizes}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         *small, large = self.weight.split(self.sizes)

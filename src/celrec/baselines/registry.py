@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from celrec.baselines.contract import CompressedEmbedding
 
@@ -24,5 +25,5 @@ def all_baselines() -> dict[str, type[CompressedEmbedding]]:
     return dict(sorted(found.items()))
 
 
-def _descendants(cls: type[CompressedEmbedding]) -> list[type[CompressedEmbedding]]:
+def _descendants(cls: Any) -> list[type[CompressedEmbedding]]:
     return [one for child in cls.__subclasses__() for one in (child, *_descendants(child))]

@@ -7,7 +7,7 @@ are fast to read, and the array can have any size.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,19 +67,11 @@ class RobeEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         least = 4 * min(_USUAL_BLOCK_SIZE, embedding_dim)
         if num_bytes < least:
             raise too_small(cls.kind, num_bytes, least)
-        return cls(num_embeddings, embedding_dim, num_bytes // 4, padding_idx, seed=seed)
+        return {"num_numbers": num_bytes // 4}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.array, std=std, generator=generator)

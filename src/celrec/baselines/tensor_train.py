@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,21 +77,13 @@ class TensorTrainEmbedding(CompressedEmbedding):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         rows, columns = row_factors(num_embeddings), column_factors(embedding_dim)
         least = 4 * num_parameters(rows, columns, (1, 1))
         if num_bytes < least:
             raise too_small(cls.kind, num_bytes, least)
         ranks = _largest_ranks(rows, columns, num_bytes // 4)
-        return cls(num_embeddings, embedding_dim, ranks, padding_idx, seed=seed)
+        return {"ranks": ranks}
 
     def draw(self, std: float, generator: torch.Generator | None = None) -> None:
         """Draw the cores from the tails of a normal distribution, which keeps products from zero.

@@ -7,7 +7,7 @@ bytes, and yet entities that meet in all their rows hardly ever have the same ve
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,28 +66,13 @@ class WeightedHashEmbedding(WeightedRows):
         self.reset_parameters()
 
     @classmethod
-    def within(
-        cls,
-        num_embeddings: int,
-        embedding_dim: int,
-        num_bytes: int,
-        *,
-        padding_idx: int | None = None,
-        seed: int = 0,
-    ) -> Self:
+    def sizes_for(cls, num_embeddings: int, embedding_dim: int, num_bytes: int) -> dict[str, Any]:
         numbers = num_bytes // 4
         if numbers <= embedding_dim:
             raise too_small(cls.kind, num_bytes, 4 * (embedding_dim + 1))
         a_quarter, half = numbers // 4 // embedding_dim, numbers // 2 // embedding_dim
         num_rows = max(a_quarter, min(half, 4), 1)  # fewer rows than 4 span too little
-        return cls(
-            num_embeddings,
-            embedding_dim,
-            num_rows,
-            numbers - num_rows * embedding_dim,
-            padding_idx,
-            seed=seed,
-        )
+        return {"num_rows": num_rows, "num_importances": numbers - num_rows * embedding_dim}
 
     def importance_ids(self, ids: Tensor) -> Tensor:
         """Which numbers entities (L,) multiply their rows by, int64 (L, k) in [0, Z)."""
