@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celrec.baselines.packed_ids import bits_for, pack_ids, packed_size, rows_within, unpack_ids
+from celrec.baselines.packed_ids import pack_ids, packed_size, rows_within
+from celrec.core.codes import bits_for, take_bits
 from celrec.errors import ArgumentError
 
 
@@ -18,7 +19,7 @@ def test_packed_ids_come_back_in_any_order(bits: int, num_ids: int, seed: int) -
     ids[-1] = (1 << bits) - 1
     packed = pack_ids(ids, bits)
     order = torch.randperm(num_ids, generator=generator)
-    assert torch.equal(unpack_ids(packed, bits, order), ids[order])
+    assert torch.equal(take_bits(packed, order, bits), ids[order])
     assert packed.dtype == torch.uint8
     assert len(packed) == packed_size(num_ids, bits)
 
@@ -30,7 +31,7 @@ def test_ids_take_their_bits_and_at_most_one_byte_more(bits: int, num_ids: int) 
 
 def test_no_ids_are_no_ids() -> None:
     none = torch.zeros(0, dtype=torch.long)
-    assert unpack_ids(pack_ids(none, 3), 3, none).tolist() == []
+    assert take_bits(pack_ids(none, 3), none, 3).tolist() == []
 
 
 @given(st.integers(1, 5000), st.integers(4, 128), st.integers(0, 10**6))

@@ -17,14 +17,8 @@ from torch import Tensor, nn
 from celrec.baselines.contract import CompressedEmbedding
 from celrec.baselines.hashing import hashed, random_multipliers
 from celrec.baselines.kmeans import k_means
-from celrec.baselines.packed_ids import (
-    MOST_BITS,
-    bits_for,
-    pack_ids,
-    packed_size,
-    rows_within,
-    unpack_ids,
-)
+from celrec.baselines.packed_ids import MOST_BITS, pack_ids, packed_size, rows_within
+from celrec.core.codes import bits_for, take_bits
 from celrec.errors import ArgumentError, check_count, check_number
 
 _MOST_COLUMNS = 4
@@ -124,7 +118,7 @@ class ClusteredCompositionalEmbedding(CompressedEmbedding):
     def pointed_rows(self, ids: Tensor) -> Tensor:
         """The row of each column that an entity points to, int64 (L, c) in [0, k)."""
         positions = ids.unsqueeze(1) * self.num_columns + self._columns(ids)
-        return unpack_ids(self.pointers, self.bits, positions.flatten()).view(positions.shape)
+        return take_bits(self.pointers, positions, self.bits)
 
     def hashed_rows(self, ids: Tensor) -> Tensor:
         """The row of each column that an entity hashes to, int64 (L, c) in [0, k)."""

@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from celrec.baselines.contract import CompressedEmbedding, Occurrences
 from celrec.baselines.hashing import hashed, multiplier_of
 from celrec.baselines.kmeans import k_means
-from celrec.baselines.packed_ids import (
-    MOST_BITS,
-    bits_for,
-    pack_ids,
-    rows_within,
-    unpack_ids,
-)
+from celrec.baselines.packed_ids import MOST_BITS, pack_ids, rows_within
+from celrec.core.codes import bits_for, take_bits
 from celrec.errors import MissingExtraError, check_count
 
 _FEWEST_VECTORS = 8
@@ -95,7 +90,7 @@ class CoClusteredEmbedding(CompressedEmbedding):
 
     def row_ids(self, ids: Tensor) -> Tensor:
         """The row of each entity, int64 in [0, num_rows), for int64 (L,)."""
-        return unpack_ids(self.packed, self.bits, ids)
+        return take_bits(self.packed, ids, self.bits)
 
     def look_up(self, ids: Tensor) -> Tensor:
         return self.weight.index_select(0, self.row_ids(ids))

@@ -7,13 +7,10 @@ a budget and not. Here ids of 1 to 16 bits stand one behind the other in a strea
 
 from __future__ import annotations
 
-from math import gcd
-
-import numpy as np
-import torch
 from torch import Tensor
 
 from celrec.baselines.contract import too_small
+from celrec.core.codes import bytes_spanned, pack_bits
 
 MOST_BITS = 16
 
@@ -24,7 +21,7 @@ def packed_size(num_ids: int, bits: int) -> int:
     >>> packed_size(1000, bits=4), packed_size(1000, bits=3)
     (500, 376)
     """
-    spare = _window(bits) - -(-bits // 8)  # so that the last id can be read like all others
+    spare = bytes_spanned(bits) - -(-bits // 8)  # so that the last id can be read like all others
     return -(-num_ids * bits // 8) + spare
 
 
@@ -32,38 +29,13 @@ def pack_ids(ids: Tensor, bits: int) -> Tensor:
     """Pack ids, int (n,) in [0, 2**bits), into uint8 (packed_size(n, bits),).
 
     bits : in [1, 16]
+    `take_bits` of core/codes.py reads them.
 
+    >>> import torch
     >>> pack_ids(torch.tensor([1, 2, 3, 0]), bits=2).tolist()
     [57]
     """
-    ones = (ids.cpu().numpy()[:, None] >> np.arange(bits)) & 1  # (n, bits), lowest bit first
-    packed = np.zeros(packed_size(len(ids), bits), dtype=np.uint8)
-    stream = np.packbits(ones.astype(np.uint8), bitorder="little")
-    packed[: len(stream)] = stream
-    return torch.from_numpy(packed).to(ids.device)
-
-
-def unpack_ids(packed: Tensor, bits: int, positions: Tensor) -> Tensor:
-    """The ids at some positions, int64 (L,) in [0, n); returned as int64 (L,).
-
-    >>> unpack_ids(torch.tensor([57], dtype=torch.uint8), 2, torch.tensor([3, 0]))
-    tensor([0, 1])
-    """
-    first_bit = positions * bits
-    first_byte = first_bit >> 3
-    found = packed.index_select(0, first_byte).long()
-    for number in range(1, _window(bits)):
-        found |= packed.index_select(0, first_byte + number).long() << (8 * number)
-    return (found >> (first_bit & 7)) & ((1 << bits) - 1)
-
-
-def bits_for(num_rows: int) -> int:
-    """The bits of an id of one of so many rows, in [1, 16].
-
-    >>> [bits_for(num_rows) for num_rows in (1, 2, 3, 256, 257)]
-    [1, 1, 2, 8, 9]
-    """
-    return max(1, (num_rows - 1).bit_length())
+    return pack_bits(ids, bits)[: packed_size(len(ids), bits)].clone()
 
 
 def rows_within(
@@ -71,7 +43,8 @@ def rows_within(
 ) -> int:
     """The largest number of rows that fit a budget beside the ids that point at them.
 
-    num_ids, row_bytes : ids to store, and the bytes of a row; an id has `bits_for` the rows
+    num_ids, row_bytes : ids to store, of `bits_for` as many rows (core/codes.py), and the bytes of
+        a row
     most : rows beyond these are of no use; at least two are made
     other_bytes : of the budget, for something else
     raises : ArgumentError if not even two rows fit; `kind` names the method
@@ -88,8 +61,3 @@ def rows_within(
         for bits in range(1, MOST_BITS + 1)
     ]
     return min(max(fitting), max(2, most))
-
-
-def _window(bits: int) -> int:
-    """The bytes in which an id surely lies: ids start at multiples of gcd(bits, 8) in a byte."""
-    return -(-(8 - gcd(bits, 8) + bits) // 8)

@@ -14,14 +14,8 @@ from torch import Tensor
 
 from celrec.baselines.full_in_training import FullInTraining
 from celrec.baselines.kmeans import k_means
-from celrec.baselines.packed_ids import (
-    MOST_BITS,
-    bits_for,
-    pack_ids,
-    packed_size,
-    rows_within,
-    unpack_ids,
-)
+from celrec.baselines.packed_ids import MOST_BITS, pack_ids, packed_size, rows_within
+from celrec.core.codes import bits_for, take_bits
 from celrec.errors import check_count
 
 
@@ -80,7 +74,7 @@ class KMeansEmbedding(FullInTraining):
 
     def row_ids(self, ids: Tensor) -> Tensor:
         """The centroid of each entity, int64 in [0, num_rows), for int64 (L,)."""
-        return unpack_ids(self.packed, self.bits, ids)
+        return take_bits(self.packed, ids, self.bits)
 
     def served(self, ids: Tensor) -> Tensor:
         return self.rows.index_select(0, self.row_ids(ids))

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from celrec.baselines.full_in_training import FullInTraining
 from celrec.baselines.kmeans import k_means
-from celrec.baselines.packed_ids import bits_for, pack_ids, packed_size, rows_within, unpack_ids
+from celrec.baselines.packed_ids import pack_ids, packed_size, rows_within
+from celrec.core.codes import bits_for, take_bits
 from celrec.errors import check_count
 
 _MOST_BITS = 8
@@ -105,7 +106,7 @@ class ProductQuantizedEmbedding(FullInTraining):
         """The centroid of each part of entities, int64 (L, M) in [0, K), for int64 (L,)."""
         numbers = torch.arange(self.num_parts, device=ids.device)
         positions = ids.unsqueeze(1) * self.num_parts + numbers
-        return unpack_ids(self.packed, self.bits, positions.flatten()).view(positions.shape)
+        return take_bits(self.packed, positions, self.bits)
 
     def served(self, ids: Tensor) -> Tensor:
         return self._put_together(self.codebooks, self.part_ids(ids))

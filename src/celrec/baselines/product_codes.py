@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from celrec.baselines.contract import CompressedEmbedding, too_small
-from celrec.baselines.packed_ids import bits_for, pack_ids, packed_size, unpack_ids
+from celrec.baselines.packed_ids import pack_ids, packed_size
+from celrec.core.codes import bits_for, take_bits
 from celrec.errors import ArgumentError, check_count
 
 _COMMITMENT = 0.05  # times the squared distance of queries to their codewords
@@ -125,8 +126,7 @@ class ProductCodesEmbedding(CompressedEmbedding):
             return self._nearest(ids)
         groups = torch.arange(self.num_groups, device=ids.device)
         positions = ids.unsqueeze(1) * self.num_groups + groups
-        codes = unpack_ids(self.packed_codes, bits_for(self.num_codewords), positions.flatten())
-        return codes.view(positions.shape)
+        return take_bits(self.packed_codes, positions, bits_for(self.num_codewords))
 
     def extra_loss(self) -> Tensor | float:
         loss, self._commitment = self._commitment, 0.0

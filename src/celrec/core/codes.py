@@ -11,6 +11,9 @@ and up to 256 clusters. A code of one id needs no weight.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,13 +139,11 @@ def pack_bits(numbers: Tensor, bits: int) -> Tensor:
     >>> pack_bits(torch.tensor([5, 2, 7]), bits=3).tolist()
     [213, 1, 0, 0]
     """
-    place = torch.arange(bits, device=numbers.device)
-    single = (numbers.long()[:, None] >> place & 1).flatten()  # (C * bits,)
-    num_bytes = -(-single.numel() // 8)
-    padded = single.new_zeros(8 * num_bytes)
-    padded[: single.numel()] = single
-    packed = (padded.view(-1, 8) << torch.arange(8, device=numbers.device)).sum(1)
-    return torch.cat([packed, packed.new_zeros(2)]).to(torch.uint8)
+    single = (numbers.cpu().numpy()[:, None] >> np.arange(bits)) & 1  # (C, bits), lowest first
+    packed = np.zeros(packed_bytes(len(numbers), bits), dtype=np.uint8)
+    stream = np.packbits(single.astype(np.uint8), bitorder="little")
+    packed[: len(stream)] = stream
+    return torch.from_numpy(packed).to(numbers.device)
 
 
 def take_bits(packed: Tensor, places: Tensor, bits: int) -> Tensor:
@@ -156,10 +157,19 @@ def take_bits(packed: Tensor, places: Tensor, bits: int) -> Tensor:
     """
     first = places * bits
     byte = first >> 3
-    word = packed[byte].long() | packed[byte + 1].long() << 8
-    if bits > 9:  # less fits into two bytes wherever it begins
-        word |= packed[byte + 2].long() << 16
+    word = packed[byte].long()
+    for number in range(1, bytes_spanned(bits)):
+        word |= packed[byte + number].long() << 8 * number
     return word >> (first & 7) & (1 << bits) - 1
+
+
+def bytes_spanned(bits: int) -> int:
+    """The bytes in which a packed number surely lies, for it begins at a multiple of gcd(bits, 8).
+
+    >>> [bytes_spanned(bits) for bits in (4, 5, 8, 11)]
+    [1, 2, 1, 3]
+    """
+    return -(-(8 - math.gcd(bits, 8) + bits) // 8)
 
 
 def packed_bytes(count: int, bits: int) -> int:
