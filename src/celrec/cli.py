@@ -703,14 +703,15 @@ def bench(
         _say("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
     table = standings(trials, suite.metric)
-    page = None if table.is_empty() else report_suite(suite, folder)
+    compared = comparisons(suite, folder)
+    page = None if table.is_empty() else report_suite(suite, folder, trials, compared)
     if as_json:
         _print_json(
             {
                 "folder": str(folder),
                 "report": None if page is None else str(page),
                 "standings": table.to_dicts(),
-                "compared": [dataclasses.asdict(one) for one in comparisons(suite, folder)],
+                "compared": [dataclasses.asdict(one) for one in compared],
             }
         )
         return

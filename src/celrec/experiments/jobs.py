@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from celrec.experiments.run import write_text
+
 
 @dataclass(frozen=True)
 class Job:
@@ -104,9 +106,7 @@ class Jobs:
 
     def _keep(self, name: str, job: Job, result: Any) -> None:
         kept = {"fingerprint": job.fingerprint(), "commit": self.commit, "result": result}
-        unfinished = self.out / f"{name}.partial"
-        unfinished.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        unfinished.replace(self.file(name))
+        write_text(self.file(name), json.dumps(kept, indent=1))
         (self.out / f"{name}.error").unlink(missing_ok=True)
 
     def kept(self, jobs: Mapping[str, Job]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,7 +258,7 @@ def _train(
     metrics = _figures(config, model, parts)
     for entity in ("user", "item"):
         frame = entity_frame(config, model, parts.train, entity)
-        _replace(run_dir / f"{entity}s.parquet", frame.write_parquet)
+        write_whole(run_dir / f"{entity}s.parquet", frame.write_parquet)
     seconds = sum(
         value
         for line in read_history(run_dir / "timing.jsonl")
@@ -376,10 +376,15 @@ def _two_main_axes(vectors: np.ndarray) -> np.ndarray:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def _replace(path: Path, write: Any) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file whole or not at all.
+
+    write : given the place of a file that then takes the place of `path`
+    raises : CheckpointError
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         write(partial)
@@ -425,6 +430,14 @@ def _prepare(run_dir: Path, overwrite: bool) -> None:
         (run_dir / f"{name}.partial").unlink(missing_ok=True)
 
 
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of Python, and of installed packages."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
 def _facts(
     config: RunConfig, interactions: Interactions, parts: Parts, command: Sequence[str]
 ) -> dict[str, Any]:
@@ -444,10 +457,7 @@ def _facts(
             "validation": 0 if parts.validation is None else len(parts.validation),
             "test": len(parts.test),
         },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
+        "versions": versions(_PACKAGES),
         "hardware": {
             "platform": platform.platform(),
             "processor": torch.backends.cpu.get_cpu_capability(),

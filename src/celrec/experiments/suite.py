@@ -16,10 +16,8 @@ run; `predictions/` has what each predicts for the test events, for paired compa
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -42,10 +40,10 @@ from celrec.experiments.build import (
 )
 from celrec.experiments.config import CLUSTERED, RunConfig, merged
 from celrec.experiments.jobs import Job, Jobs, current_commit
-from celrec.experiments.run import make_trainer
+from celrec.experiments.run import make_trainer, versions, write_text, write_whole
 from celrec.losses import Task
-from celrec.metrics import Metrics
-from celrec.training.evaluation import evaluate_model, predict
+from celrec.metrics import Metrics, evaluate
+from celrec.training.evaluation import counts_in, predict
 from celrec.training.trainer import FIGURE_OF_TASK
 
 FULL = "full"
@@ -236,16 +234,24 @@ def train_once(values: Mapping[str, Any], budget: float | None) -> Outcome:
     is_clustered = config.embedding.kind in CLUSTERED
     result = trainer.fit(parts.train, None if is_clustered else parts.validation)
     scored = parts.test if parts.validation is None else parts.validation
+    prediction = predict(model, scored)
+    user_counts, item_counts = counts_in(parts.train, scored)
     memory = memory_report(model).as_dict()
     if budget is not None and memory["total_bytes"] > budget * memory["full_table_bytes"]:
         raise AssertionError(f"{config.embedding.kind} takes more than its budget of {budget:g}")
     return Outcome(
         config=config,
-        figures=evaluate_model(model, scored, task=config.task.kind, train=parts.train),
+        figures=evaluate(
+            prediction.double().numpy(),
+            scored.label,
+            task=config.task.kind,
+            user_counts=user_counts,
+            item_counts=item_counts,
+        ),
         memory=memory,
         epochs=result.best_epoch or result.num_epochs,
         seconds=perf_counter() - began,
-        prediction=predict(model, scored).float().numpy(),
+        prediction=prediction.float().numpy(),
         fingerprint=interactions.fingerprint(),
     )
 
@@ -335,9 +341,7 @@ def _attempt(
         line |= {"status": "does not fit", "error": str(error)}
     except Exception as error:  # whatever it is, other trials go on
         line |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps({"made_of": made_of, "line": line}), encoding="utf-8")
-    partial.replace(file)
+    write_text(file, json.dumps({"made_of": made_of, "line": line}))
     return line
 
 
@@ -367,12 +371,7 @@ def _line(suite: str, method: str, kind: str, budget: float | None, seed: int) -
         "status": "done",
         "error": None,
         "commit": current_commit(),
-        "versions": json.dumps(
-            {
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in _PACKAGES},
-            }
-        ),
+        "versions": json.dumps(versions(_PACKAGES)),
     }
 
 
@@ -433,23 +432,20 @@ def run_suite(
             {name: job for name, (_, job) in work.items() if name not in idle}
         )
 
-    tuned = results(
-        {f"tune-{m}": (m, Job(tune, (suite, m), folder / "trials")) for m in suite.methods}
-    )
-    final = results(
-        {
-            name: (method, job)
-            for method in suite.methods
-            if f"tune-{method}" in tuned
-            for name, job in _final_jobs(suite, method, tuned[f"tune-{method}"], folder).items()
-        }
-    )
+    tuning = {f"tune-{m}": (m, Job(tune, (suite, m), folder / "trials")) for m in suite.methods}
+    tuned = results(tuning)
+    scoring = {
+        name: (method, job)
+        for method in suite.methods
+        if f"tune-{method}" in tuned
+        for name, job in _final_jobs(suite, method, tuned[f"tune-{method}"], folder).items()
+    }
+    final = results(scoring)
     lines = [line for some in tuned.values() for line in some] + list(final.values())
-    lines += [_failed(suite, name, error) for name, error in jobs.failures.items()]
+    all_jobs = tuning | scoring
+    lines += [_failed(suite, *all_jobs[name], error) for name, error in jobs.failures.items()]
     frame = pl.DataFrame(lines, infer_schema_length=None)
-    partial = folder / f"{TRIALS_FILE}.partial"
-    frame.write_parquet(partial)
-    partial.replace(folder / TRIALS_FILE)
+    write_whole(folder / TRIALS_FILE, frame.write_parquet)
     return frame
 
 
@@ -491,11 +487,11 @@ def scored_events(suite: SuiteConfig, seed: int) -> Interactions:
     return divide(completed(config, interactions), interactions).test
 
 
-def _failed(suite: SuiteConfig, name: str, error: str) -> dict[str, Any]:
-    """A line for a job that failed: "tune-METHOD" or "METHOD-BUDGET-SEED"."""
-    if name.startswith("tune-"):
-        line = _line(suite.name, name.removeprefix("tune-"), "trial", None, suite.seeds[0])
+def _failed(suite: SuiteConfig, method: str, job: Job, error: str) -> dict[str, Any]:
+    """A line for a job that failed."""
+    if job.function is tune:
+        line = _line(suite.name, method, "trial", None, suite.seeds[0])
     else:
-        method, budget, seed = name.rsplit("-", 2)
-        line = _line(suite.name, method, "final", float(budget), int(seed))
+        _, values, budget, _ = job.arguments
+        line = _line(suite.name, method, "final", budget, values["seed"])
     return line | {"status": "failed", "error": error}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from celrec.experiments.suite import SuiteConfig
-from celrec.experiments.suite_results import OURS, TIE, comparisons, read_trials, standings
+from celrec.experiments.suite_results import OURS, TIE, Comparison, standings
 from celrec.report.suite_content import SuiteContent
 from celrec.report.suite_page import write_suite_page
 
@@ -21,13 +22,14 @@ MIN_COLD_EVENTS = 500
 _COLD = ("users_at_most_5", "items_at_most_5")
 
 
-def report_suite(suite: SuiteConfig, folder: Path) -> Path:
+def report_suite(
+    suite: SuiteConfig, folder: Path, trials: pl.DataFrame, compared: Sequence[Comparison]
+) -> Path:
     """Write the page into the suite's folder.
 
+    trials, compared : from `run_suite` and `comparisons`
     returns : its place
-    raises : CheckpointError if the suite has no results
     """
-    trials = read_trials(folder)
     missing = trials.filter(pl.col("status") != "done").select(
         "method", "budget", "status", "error"
     )
@@ -40,7 +42,7 @@ def report_suite(suite: SuiteConfig, folder: Path) -> Path:
         seeds=suite.seeds,
         budgets=suite.budgets,
         standings=standings(trials, suite.metric).to_dicts(),
-        comparisons=[dataclasses.asdict(one) for one in comparisons(suite, folder)],
+        comparisons=[dataclasses.asdict(one) for one in compared],
         missing=missing.unique().to_dicts(),
         cold=cold_lines(trials, suite.metric),
         ours=OURS,

@@ -8,6 +8,7 @@ squared error; else the better one wins.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,7 @@ class _Predictions:
             for _ in range(NUM_DRAWS)
         ]
 
+    @functools.cache  # noqa: B019 - it lives no longer than a comparison
     def draws(self, method: str, budget: float | None) -> np.ndarray | None:
         """The figure for each seed, (S, 1 + draws): of all events, then of each draw of users."""
         lines = []
