@@ -621,7 +621,10 @@ def inspect(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders, or the demo's folder.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Run folders, the demo's folder, or the folder of one suite.", show_default=False
+        ),
     ],
     out_file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path(
         "report.html"
@@ -629,15 +632,30 @@ def report(
     title: Annotated[str | None, typer.Option(help="Its title.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained HTML page about runs: figures, clusters, maps, settings.
+    """Write one self-contained HTML page about runs, or about a suite of methods.
+
+    Of runs it shows figures, clusters, maps and settings; of a suite, accuracy against bytes.
 
     \b
     [cyan]celrec report runs/a[/cyan]
     [cyan]celrec report runs/clustered runs/full runs/hashed --out compare.html[/cyan]
+    [cyan]celrec report runs/ml_100k --out suite.html[/cyan]
     """
     from celrec.experiments.demo import report_on
+    from celrec.experiments.suite import TRIALS_FILE
 
-    path = report_on(runs, out_file, title=title)
+    suites = [folder for folder in runs if (folder / TRIALS_FILE).is_file()]
+    if not suites:
+        path = report_on(runs, out_file, title=title)
+    elif len(runs) > 1 or title is not None:
+        raise ConfigError(
+            f"{suites[0]} is the folder of a suite, which has a page of its own and is titled by "
+            "its name; give it alone, without --title"
+        )
+    else:
+        from celrec.experiments.suite_report import report_on_suite
+
+        path = report_on_suite(suites[0], out_file)
     if as_json:
         _print_json({"report": str(path)})
     else:
@@ -682,8 +700,9 @@ def bench(
     """
     import dataclasses
 
-    from celrec.experiments.suite import SuiteConfig, run_suite
-    from celrec.experiments.suite_report import report_suite
+    from celrec.experiments.run import write_text
+    from celrec.experiments.suite import SUITE_FILE, SuiteConfig, run_suite
+    from celrec.experiments.suite_report import PAGE_FILE, report_suite
     from celrec.experiments.suite_results import comparisons, standings
 
     suite = SuiteConfig.read(suite_file)
@@ -697,6 +716,8 @@ def bench(
     if processes is not None:
         check_count("--processes", processes, at_least=1)
     folder = out_dir or Path("runs") / suite_file.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / SUITE_FILE, suite_file.read_text(encoding="utf-8"))
     try:
         trials = run_suite(suite, folder, only=only, processes=processes, tell=_say)
     except KeyboardInterrupt:
@@ -704,7 +725,9 @@ def bench(
         raise typer.Exit(130) from None
     table = standings(trials, suite.metric)
     compared = comparisons(suite, folder)
-    page = None if table.is_empty() else report_suite(suite, folder, trials, compared)
+    page = None
+    if not table.is_empty():
+        page = report_suite(suite, trials, compared, folder / PAGE_FILE)
     if as_json:
         _print_json(
             {

@@ -48,6 +48,8 @@ from celrec.training.trainer import FIGURE_OF_TASK
 
 FULL = "full"
 TRIALS_FILE = "trials.parquet"
+SUITE_FILE = "suite.toml"
+"""In a suite's folder: what it was run from."""
 _PACKAGES = ("celrec", "torch", "numpy", "polars", "scikit-learn", "optuna")
 
 Space = Mapping[str, Mapping[str, Any]]

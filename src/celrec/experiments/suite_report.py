@@ -12,8 +12,15 @@ from typing import Any
 
 import polars as pl
 
-from celrec.experiments.suite import SuiteConfig
-from celrec.experiments.suite_results import OURS, TIE, Comparison, standings
+from celrec.experiments.suite import SUITE_FILE, SuiteConfig
+from celrec.experiments.suite_results import (
+    OURS,
+    TIE,
+    Comparison,
+    comparisons,
+    read_trials,
+    standings,
+)
 from celrec.report.suite_content import SuiteContent
 from celrec.report.suite_page import write_suite_page
 
@@ -22,13 +29,24 @@ MIN_COLD_EVENTS = 500
 _COLD = ("users_at_most_5", "items_at_most_5")
 
 
+def report_on_suite(folder: Path, out: Path) -> Path:
+    """Write the page about a suite's folder, from what `celrec bench` left there.
+
+    returns : `out`
+    raises : CheckpointError where there are no results; ConfigError
+    """
+    trials = read_trials(folder)
+    suite = SuiteConfig.read(folder / SUITE_FILE)
+    return report_suite(suite, trials, comparisons(suite, folder), out)
+
+
 def report_suite(
-    suite: SuiteConfig, folder: Path, trials: pl.DataFrame, compared: Sequence[Comparison]
+    suite: SuiteConfig, trials: pl.DataFrame, compared: Sequence[Comparison], out: Path
 ) -> Path:
-    """Write the page into the suite's folder.
+    """Write the page about a suite.
 
     trials, compared : from `run_suite` and `comparisons`
-    returns : its place
+    returns : `out`
     """
     missing = trials.filter(pl.col("status") != "done").select(
         "method", "budget", "status", "error"
@@ -50,7 +68,7 @@ def report_suite(
         tuning_budget=suite.tuning_budget,
         tie=TIE[suite.task],
     )
-    return write_suite_page(content, folder / PAGE_FILE)
+    return write_suite_page(content, out)
 
 
 def cold_lines(trials: pl.DataFrame, metric: str) -> list[dict[str, Any]]:
