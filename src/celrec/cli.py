@@ -642,20 +642,8 @@ def report(
     [cyan]celrec report runs/ml_100k --out suite.html[/cyan]
     """
     from celrec.experiments.demo import report_on
-    from celrec.experiments.suite import TRIALS_FILE
 
-    suites = [folder for folder in runs if (folder / TRIALS_FILE).is_file()]
-    if not suites:
-        path = report_on(runs, out_file, title=title)
-    elif len(runs) > 1 or title is not None:
-        raise ConfigError(
-            f"{suites[0]} is the folder of a suite, which has a page of its own and is titled by "
-            "its name; give it alone, without --title"
-        )
-    else:
-        from celrec.experiments.suite_report import report_on_suite
-
-        path = report_on_suite(suites[0], out_file)
+    path = report_on(runs, out_file, title=title)
     if as_json:
         _print_json({"report": str(path)})
     else:
@@ -700,8 +688,7 @@ def bench(
     """
     import dataclasses
 
-    from celrec.experiments.run import write_text
-    from celrec.experiments.suite import SUITE_FILE, SuiteConfig, run_suite
+    from celrec.experiments.suite import SuiteConfig, run_suite
     from celrec.experiments.suite_report import PAGE_FILE, report_suite
     from celrec.experiments.suite_results import comparisons, standings
 
@@ -716,8 +703,6 @@ def bench(
     if processes is not None:
         check_count("--processes", processes, at_least=1)
     folder = out_dir or Path("runs") / suite_file.stem
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / SUITE_FILE, suite_file.read_text(encoding="utf-8"))
     try:
         trials = run_suite(suite, folder, only=only, processes=processes, tell=_say)
     except KeyboardInterrupt:

@@ -176,7 +176,10 @@ def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "file", sorted((Path(__file__).parents[2] / "benchmarks" / "quality").glob("*.toml"))
 )
-def test_the_suites_of_this_repository_can_be_read(file: Path) -> None:
+def test_the_suites_of_this_repository_can_be_read(file: Path, tmp_path: Path) -> None:
     suite = SuiteConfig.read(file)
+    copy = tmp_path / "copy.toml"
+    copy.write_text(suite.to_toml())
+    assert SuiteConfig.read(copy) == suite
     assert suite.trials >= 8
     assert len(suite.seeds) >= 3

@@ -34,10 +34,11 @@ from rich.table import Table
 
 from celrec.core.codes import code_dtype
 from celrec.data.interactions import Interactions
-from celrec.errors import CelrecError
+from celrec.errors import CelrecError, ConfigError
 from celrec.experiments.build import load_interactions
 from celrec.experiments.config import RunConfig, merged
 from celrec.experiments.run import train_run, write_text
+from celrec.experiments.suite import TRIALS_FILE
 from celrec.experiments.summary import mean_and_std
 from celrec.report.words import readable_bytes, times
 
@@ -243,7 +244,22 @@ def _smallest_level(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def report_on(folders: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
-    """Write the report of run folders; the folder of a demo stands for all runs in it."""
+    """Write the report of run folders; the folder of a demo stands for all runs in it.
+
+    The folder of a suite has a page of its own kind, and comes alone.
+
+    raises : ConfigError where it does not, or has a title other than its name
+    """
+    suites = [folder for folder in folders if (folder / TRIALS_FILE).is_file()]
+    if suites and (len(folders) > 1 or title is not None):
+        raise ConfigError(
+            f"{suites[0]} is the folder of a suite, which has a page of its own and is titled by "
+            "its name; give it alone, without --title"
+        )
+    if suites:
+        from celrec.experiments.suite_report import report_on_suite
+
+        return report_on_suite(suites[0], out)
     from celrec.report.page import write_report
 
     runs: list[Path] = []

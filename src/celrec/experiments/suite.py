@@ -10,7 +10,8 @@ are kept, so that a suite that is stopped goes on, and one that fails half-way s
 
 A budget is a share of the bytes of full float32 tables, and covers all that serving needs (total
 bytes: rows, codes, personal vectors). `trials.parquet` has a line for every trial and every final
-run; `predictions/` has what each predicts for the test events, for paired comparisons.
+run; `predictions/` has what each predicts for the test events, for paired comparisons;
+`suite.toml` is the suite itself.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, cast
 
 import numpy as np
 import polars as pl
+import tomli_w
 
 from celrec.core.memory import memory_report
 from celrec.data.interactions import Interactions
@@ -49,7 +51,6 @@ from celrec.training.trainer import FIGURE_OF_TASK
 FULL = "full"
 TRIALS_FILE = "trials.parquet"
 SUITE_FILE = "suite.toml"
-"""In a suite's folder: what it was run from."""
 _PACKAGES = ("celrec", "torch", "numpy", "polars", "scikit-learn", "optuna")
 
 Space = Mapping[str, Mapping[str, Any]]
@@ -145,6 +146,13 @@ class SuiteConfig:
         except (ArgumentError, ConfigError) as error:
             raise ConfigError(f"{path}: {error}") from error
         return config
+
+    def to_toml(self) -> str:
+        """The complete suite; `read` of it is equal to it."""
+        values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
+        settings, searches = values.pop("settings"), values.pop("searches")
+        methods = merged(settings, {name: {"search": space} for name, space in searches.items()})
+        return tomli_w.dumps(values | {"method": methods})
 
     @property
     def task(self) -> Task:
@@ -426,6 +434,7 @@ def run_suite(
     )
     for name in ("trials", "predictions"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    write_text(folder / SUITE_FILE, suite.to_toml())
 
     def results(work: Mapping[str, tuple[str, Job]]) -> dict[str, Any]:
         """By name of the job; work : by that, its method and the job."""
