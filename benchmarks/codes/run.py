@@ -127,9 +127,9 @@ def final_jobs(
             job = f"{name}.ours-{rows[0]}-{rows[1]}-{seed}"
             budgets = (*protocol.budgets, None) if rows == protocol.rows[0] else ()
             arguments = (setting, rows, protocol.blends, budgets, seed, ours)
-            jobs[job] = Job(final_ours, arguments, out / f"{job}.npz")
+            jobs[job] = Job(final_ours, arguments, (out / f"{job}.npz",))
         job = f"{name}.full-{seed}"
-        jobs[job] = Job(final_full, (setting, seed, full), out / f"{job}.npz")
+        jobs[job] = Job(final_full, (setting, seed, full), (out / f"{job}.npz",))
     return jobs
 
 

@@ -660,7 +660,7 @@ def main() -> None:
     jobs.run(
         {
             f"{name}.ours-{seed}": Job(
-                train_ours, (name, seed), options.out / f"{name}.ours-{seed}.npz"
+                train_ours, (name, seed), (options.out / f"{name}.ours-{seed}.npz",)
             )
             for seed in SEEDS
             for name in options.only
@@ -681,7 +681,7 @@ def full_jobs(
     """Candidates of the full table, by scenario."""
     return {
         f"{name}.full-{number}-{seed}": Job(
-            train_full, (name, number, seed), out / f"{name}.full-{number}-{seed}.npz"
+            train_full, (name, number, seed), (out / f"{name}.full-{number}-{seed}.npz",)
         )
         for seed in seeds
         for name, some in numbers.items()

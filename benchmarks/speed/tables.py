@@ -1,14 +1,16 @@
 """Speed of a clustered table against `nn.Embedding`: look-ups and training steps.
 
     python -m benchmarks.speed.tables [--entities 10_000_000] [--width 64] [--batch 8192]
-        [--clusters 256] [--threads 1] [--write]
+        [--clusters 256] [--threads 1] [--device cpu] [--write]
 
-With --write, the result goes to docs/results/speed.md.
+With --write, the result goes to docs/results/speed.json, in place of the last one of the same kind
+of device, and all of them to docs/results/speed.md.
 
 Each figure is the median over repeats, in microseconds, over batches of random ids that differ from
-repeat to repeat, so that caches hold only what they would in use. The answers are compared with a
-tied table before any clock runs. A training step is look-up, backward of a given upstream gradient
-and the optimizer: Adam on the clustered rows, SparseAdam on `nn.Embedding(sparse=True)`.
+repeat to repeat, so that caches hold only what they would in use; a GPU is waited for at both ends
+of a repeat. The answers are compared with a tied table before any clock runs. A training step is
+look-up, backward of a given upstream gradient and the optimizer: Adam on the clustered rows,
+SparseAdam on `nn.Embedding(sparse=True)`.
 """
 
 from __future__ import annotations
@@ -26,18 +28,23 @@ import torch
 from torch import Tensor, nn
 
 from celrec import ClusteredEmbedding
+from celrec.experiments.run import device_name
 
 WARM_UP = 5
 OUT = Path(__file__).parents[2] / "docs" / "results" / "speed.md"
+RESULTS = OUT.with_suffix(".json")
 
 
 def median_microseconds(step: Callable[[Tensor], object], batches: list[Tensor]) -> float:
+    wait = torch.cuda.synchronize if batches[0].is_cuda else lambda: None
     for ids in batches[:WARM_UP]:
         step(ids)
     times = []
     for ids in batches[WARM_UP:]:
+        wait()
         start = time.perf_counter()
         step(ids)
+        wait()
         times.append(time.perf_counter() - start)
     return 1e6 * statistics.median(times)
 
@@ -63,12 +70,20 @@ def touch_state(table: nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor)
                 value.mul_(1)
 
 
+def bytes_in_training(table: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Of the table and the optimizer's state."""
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    tensors = [*table.state_dict().values(), *states]
+    return sum(one.numel() * one.element_size() for one in tensors if isinstance(one, Tensor))
+
+
 def check_answers(table: ClusteredEmbedding) -> None:
     """A small tied twin must give the same vectors and row gradients."""
-    ids = torch.randint(1000, (500,))
+    device = table.weight.device
+    ids = torch.randint(1000, (500,), device=device)
     twin = nn.Embedding.from_pretrained(table.to_dense()[:1000], freeze=False)
     assert torch.equal(table(ids), twin(ids))
-    upstream = torch.randn(500, table.embedding_dim)
+    upstream = torch.randn(500, table.embedding_dim, device=device)
     table(ids).backward(upstream)
     twin(ids).backward(upstream)
     expected = torch.zeros_like(table.weight)
@@ -85,21 +100,24 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    device = options.device
     batches = [
-        torch.randint(options.entities, (options.batch,)) for _ in range(options.repeats + WARM_UP)
+        torch.randint(options.entities, (options.batch,), device=device)
+        for _ in range(options.repeats + WARM_UP)
     ]
-    upstream = torch.randn(options.batch, options.width)
+    upstream = torch.randn(options.batch, options.width, device=device)
     ours = ClusteredEmbedding.from_pretrained(
-        torch.randn(options.clusters, options.width),
-        torch.randint(options.clusters, (options.entities,)),
+        torch.randn(options.clusters, options.width, device=device),
+        torch.randint(options.clusters, (options.entities,), device=device),
         freeze=False,
     )
-    full = nn.Embedding(options.entities, options.width, sparse=True)
+    full = nn.Embedding(options.entities, options.width, sparse=True, device=device)
     check_answers(ours)
 
     with torch.no_grad():
@@ -119,40 +137,57 @@ def main() -> None:
         "clusters": options.clusters,
         "threads": options.threads,
         "torch": torch.__version__,
+        "device": device_name(options.device),
         "machine": platform.machine(),
         "look_up_us": {"clustered": round(look_up_ours, 1), "full": round(look_up_full, 1)},
         "training_step_us": {"clustered": round(step_ours, 1), "full": round(step_full, 1)},
         "look_up_times_faster": round(look_up_full / look_up_ours, 2),
         "training_step_times_faster": round(step_full / step_ours, 2),
+        "bytes": {
+            "clustered": bytes_in_training(ours, adam),
+            "full": bytes_in_training(full, sparse_adam),
+        },
     }
     print(json.dumps(result, indent=2))
     if options.write:
-        OUT.write_text(page(result), encoding="utf-8")
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        results[torch.device(options.device).type] = result
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        OUT.write_text(page(results), encoding="utf-8")
 
 
-def line(name: str, microseconds: dict[str, float]) -> str:
-    ours, full = microseconds["clustered"], microseconds["full"]
-    return f"| {name}, microseconds | {ours} | {full} | {full / ours:.1f} |"
+def line(name: str, figures: dict[str, float]) -> str:
+    ours, full = figures["clustered"], figures["full"]
+    return f"| {name} | {ours:,} | {full:,} | {full / ours:.1f} |"
 
 
-def page(result: dict[str, Any]) -> str:
-    look_up, step = result["look_up_us"], result["training_step_us"]
+def page(results: dict[str, dict[str, Any]]) -> str:
     return f"""\
 # Speed
 
-*Written by `python -m benchmarks.speed.tables --write`; torch {result["torch"]},
-{result["machine"]}, {result["threads"]} thread(s); medians.*
+*Written by `python -m benchmarks.speed.tables --write`, on each device; medians.*
+
+{"".join(section(result) for result in results.values())}
+A training step is look-up, backward and optimizer: fused Adam on the clustered rows, SparseAdam on
+`nn.Embedding(sparse=True)`, its state made and written before the clock runs. Bytes are those of
+table, codes and optimizer state.
+"""
+
+
+def section(result: dict[str, Any]) -> str:
+    threads = f", {result['threads']} thread(s)" if result["device"] == "cpu" else ""
+    return f"""\
+## {"On the CPU" if result["device"] == "cpu" else f"On a GPU: {result['device']}"}
 
 {result["entities"]:,} entities, width {result["width"]}, batches of {result["batch"]:,} random ids,
-{result["clusters"]} clusters.
+{result["clusters"]} clusters; torch {result["torch"]}, {result["machine"]}{threads}.
 
-| | clustered | `nn.Embedding` | times faster |
+| | clustered | `nn.Embedding` | times better |
 |---|---|---|---|
-{line("look-up", look_up)}
-{line("training step", step)}
+{line("look-up, microseconds", result["look_up_us"])}
+{line("training step, microseconds", result["training_step_us"])}
+{line("bytes in training", result["bytes"])}
 
-A training step is look-up, backward and optimizer: fused Adam on the clustered rows, SparseAdam on
-`nn.Embedding(sparse=True)`, its state made and written before the clock runs.
 """
 
 

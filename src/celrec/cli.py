@@ -380,6 +380,14 @@ def train(
             "the other cores to other runs. Kept when a run is resumed.",
         ),
     ] = 1,
+    device: Annotated[
+        str,
+        _option(
+            "Training",
+            "Where to train: cpu, or a GPU as PyTorch names it, such as cuda. Kept when a run is "
+            "resumed.",
+        ),
+    ] = "cpu",
     out_dir: Annotated[
         Path | None, _option("Run", "Folder for the run. Default: a new one under runs/", "--out")
     ] = None,
@@ -486,7 +494,12 @@ def train(
             _check_codes(chosen.embedding.kind, values.get("encoding", {}))
             run_dir = run_dir or new_run_dir(chosen)
             metrics = train_run(
-                chosen, run_dir, command=sys.argv, overwrite=overwrite, progress=progress
+                chosen,
+                run_dir,
+                command=sys.argv,
+                overwrite=overwrite,
+                progress=progress,
+                device=device,
             )
     except KeyboardInterrupt:
         if run_dir is not None and (run_dir / "config.toml").exists():
@@ -671,6 +684,17 @@ def bench(
         int | None,
         typer.Option(help="Jobs at once, one thread each. Default: one for each core."),
     ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="Folder of the suite's data, if they are a file. Default: this one.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where to train: cpu, or a GPU as PyTorch names it, such as cuda.")
+    ] = "cpu",
     only: Annotated[
         list[str] | None,
         typer.Option(help="Run this method of the suite alone; can be repeated."),
@@ -692,7 +716,7 @@ def bench(
     from celrec.experiments.suite_report import PAGE_FILE, report_suite
     from celrec.experiments.suite_results import comparisons, standings
 
-    suite = SuiteConfig.read(suite_file)
+    suite = SuiteConfig.read(suite_file).with_data_in(data_dir or Path())
     if only:
         unknown = sorted(set(only) - set(suite.methods))
         if unknown:
@@ -704,7 +728,7 @@ def bench(
         check_count("--processes", processes, at_least=1)
     folder = out_dir or Path("runs") / suite_file.stem
     try:
-        trials = run_suite(suite, folder, only=only, processes=processes, tell=_say)
+        trials = run_suite(suite, folder, only=only, processes=processes, device=device, tell=_say)
     except KeyboardInterrupt:
         _say("stopped; the same command goes on from here")
         raise typer.Exit(130) from None

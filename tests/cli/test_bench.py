@@ -53,3 +53,18 @@ def test_a_suite_runs_and_its_folder_is_enough_for_the_page(
 def test_a_method_that_the_suite_lacks_is_named(celrec: CommandLine, suite_file: Path) -> None:
     failed = celrec("bench", suite_file, "--only", "hashes").stderr
     assert "did you mean 'hashed'" in failed
+
+
+def test_the_data_of_a_suite_are_found_in_the_folder_given(
+    celrec: CommandLine, suite_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    source = write_planted(tmp_path / "elsewhere" / "clicks.parquet")
+    suite_file.write_text(SUITE.replace("SOURCE", source.name))
+    options = ("--out", tmp_path / "results", "--processes", "1", "--only", "hashed")
+    failed = celrec("bench", suite_file, *options).stderr
+    assert "clicks.parquet, are not in" in failed
+    assert "--data" in failed
+    assert not (tmp_path / "results").exists()
+    done = celrec("bench", suite_file, "--data", source.parent, *options, "--json").json
+    assert {line["method"] for line in done["standings"]} == {"hashed"}

@@ -29,15 +29,13 @@ class Job:
 
     function : returns what JSON can hold
     arguments : with a `repr` that says all
-    array_file : a further argument, if any: where the function leaves what is too long for JSON
+    aside : further arguments, which are no part of the fingerprint: a file for what is too long
+        for JSON, a device
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    array_file: Path | None = None
-
-    def all_arguments(self) -> tuple[Any, ...]:
-        return (*self.arguments, *([] if self.array_file is None else [self.array_file]))
+    aside: tuple[Any, ...] = ()
 
     def fingerprint(self) -> str:
         what = f"{self.function.__name__}{self.arguments!r}"
@@ -90,7 +88,7 @@ class Jobs:
         """Name and result of each job, as they end; a single process is this one."""
         if self.processes == 1:
             for name, job in jobs.items():
-                yield name, partial(job.function, *job.all_arguments())
+                yield name, partial(job.function, *job.arguments, *job.aside)
             return
         with ProcessPoolExecutor(
             self.processes,
@@ -99,7 +97,8 @@ class Jobs:
             initargs=(1,),
         ) as pool:
             name_of = {
-                pool.submit(job.function, *job.all_arguments()): name for name, job in jobs.items()
+                pool.submit(job.function, *job.arguments, *job.aside): name
+                for name, job in jobs.items()
             }
             for done in as_completed(name_of):
                 yield name_of[done], done.result

@@ -78,38 +78,44 @@ def train_run(
     command: Sequence[str] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train a model and fill a run folder.
 
     command : kept for the record
     overwrite : whether a run that is there already is thrown away
+    device : that trains, such as "cuda"; see `check_device`
     returns : the content of metrics.json
     raises : ConfigError if the folder holds something; any error of data, model and training
     """
+    check_device(device)
     interactions = load_interactions(config, progress=progress is not None)
     config = completed(config, interactions)
     parts = divide(config, interactions)
     model = build_model(config, interactions.num_users, interactions.num_items)
     _prepare(run_dir, overwrite)
-    facts = _facts(config, interactions, parts, command)
+    facts = _facts(config, interactions, parts, command, device)
     write_text(run_dir / "run.json", json.dumps(facts, indent=2))
     write_text(run_dir / "config.toml", config.to_toml())
-    return _train(config, parts, model, run_dir, progress)
+    return _train(config, parts, model, run_dir, progress, device)
 
 
 def resume_run(run_dir: Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Finish a run that was stopped, with as many threads as it began with.
+    """Finish a run that was stopped, on the device and with as many threads as it began with.
 
     returns : the content of metrics.json; at once if the run was finished already
-    raises : CheckpointError if there is no run, or if its data have changed
+    raises : CheckpointError if there is no run, or if its data have changed; ConfigError if the
+        device is not there
     """
     run = SavedRun.open(run_dir)
     if run.metrics is not None:
         return run.metrics
+    hardware = run.facts["hardware"]
+    device = check_device(hardware["device"])
     interactions, parts = run.data(progress=progress is not None)
     model = build_model(run.config, interactions.num_users, interactions.num_items)
-    torch.set_num_threads(run.facts["hardware"]["threads"])
-    return _train(run.config, parts, model, run_dir, progress)
+    torch.set_num_threads(hardware["threads"])
+    return _train(run.config, parts, model, run_dir, progress, device)
 
 
 def evaluate_run(run_dir: Path, *, source: str | None = None) -> dict[str, Any]:
@@ -222,12 +228,39 @@ def new_run_dir(config: RunConfig, parent: Path = Path("runs")) -> Path:
 # --- training ------------------------------------------------------------------------------------
 
 
+def check_device(name: str) -> str:
+    """Give the name back if this PyTorch can train there.
+
+    name : "cpu", or as `torch.device` takes it: "cuda", "cuda:1"
+    raises : ConfigError
+
+    >>> check_device("cpu")
+    'cpu'
+    """
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        raise ConfigError(
+            f"device is {name!r}, which this PyTorch cannot use "
+            f"({str(error).splitlines()[0]}); wanted one of {', '.join(there)}"
+        ) from error
+    return name
+
+
+def device_name(device: str) -> str:
+    """What a device is: the name of a GPU, or "cpu"."""
+    is_gpu = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_name(device) if is_gpu else device
+
+
 def make_trainer(
     config: RunConfig,
     model: nn.Module,
     *,
     run_dir: Path | None = None,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> Trainer:
     """The trainer that a configuration asks for."""
     is_papers = config.embedding.kind == "paper-cel"
@@ -242,6 +275,7 @@ def make_trainer(
         seed=config.seed,
         run_dir=run_dir,
         progress=progress,
+        device=device,
     )
 
 
@@ -251,10 +285,12 @@ def _train(
     model: nn.Module,
     run_dir: Path,
     progress: Progress | None,
+    device: str,
 ) -> dict[str, Any]:
     initialise(model, config, parts.train)
-    trainer = make_trainer(config, model, run_dir=run_dir, progress=progress)
+    trainer = make_trainer(config, model, run_dir=run_dir, progress=progress, device=device)
     result = trainer.fit(parts.train, parts.validation)
+    model.cpu()
     metrics = _figures(config, model, parts)
     for entity in ("user", "item"):
         frame = entity_frame(config, model, parts.train, entity)
@@ -439,7 +475,11 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _facts(
-    config: RunConfig, interactions: Interactions, parts: Parts, command: Sequence[str]
+    config: RunConfig,
+    interactions: Interactions,
+    parts: Parts,
+    command: Sequence[str],
+    device: str,
 ) -> dict[str, Any]:
     return {
         "command": list(command),
@@ -463,5 +503,7 @@ def _facts(
             "processor": torch.backends.cpu.get_cpu_capability(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "device": device,
+            "accelerator": device_name(device),
         },
     }

@@ -31,6 +31,7 @@ import polars as pl
 import tomli_w
 
 from celrec.core.memory import memory_report
+from celrec.data.catalog import CATALOG
 from celrec.data.interactions import Interactions
 from celrec.errors import ArgumentError, ConfigError, check_count, check_number, nearest_name
 from celrec.experiments.build import (
@@ -42,7 +43,14 @@ from celrec.experiments.build import (
 )
 from celrec.experiments.config import CLUSTERED, RunConfig, merged
 from celrec.experiments.jobs import Job, Jobs, current_commit
-from celrec.experiments.run import make_trainer, versions, write_text, write_whole
+from celrec.experiments.run import (
+    check_device,
+    device_name,
+    make_trainer,
+    versions,
+    write_text,
+    write_whole,
+)
 from celrec.losses import Task
 from celrec.metrics import Metrics, evaluate
 from celrec.training.evaluation import counts_in, predict
@@ -147,6 +155,23 @@ class SuiteConfig:
             raise ConfigError(f"{path}: {error}") from error
         return config
 
+    def with_data_in(self, folder: Path) -> SuiteConfig:
+        """The same suite, its data file found in a folder; a data set of the catalog needs none.
+
+        raises : ConfigError if the file is not there
+        """
+        source = str(self.common["data"]["source"])
+        if source in CATALOG:
+            return self
+        file = folder / source
+        if not file.is_file():
+            raise ConfigError(
+                f"the data of the suite {self.name!r}, {source}, are not in {folder.resolve()}; "
+                "name the folder that has them with --data"
+            )
+        found = {"data": {"source": str(file.resolve())}}
+        return dataclasses.replace(self, common=merged(self.common, found))
+
     def to_toml(self) -> str:
         """The complete suite; `read` of it is equal to it."""
         values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
@@ -220,13 +245,14 @@ class Outcome:
     fingerprint: str
 
 
-def train_once(values: Mapping[str, Any], budget: float | None) -> Outcome:
+def train_once(values: Mapping[str, Any], budget: float | None, device: str = "cpu") -> Outcome:
     """Train and score: on validation data, or on test data where validation is merged.
 
     A method that picks its epoch by validation serves the model of that epoch; clusters always
     train to the end, for their schedule needs all epochs.
 
     budget : share of the full tables' bytes; None for full tables
+    device : that trains
     raises : ArgumentError if the method cannot be as small
     """
     began = perf_counter()
@@ -240,9 +266,10 @@ def train_once(values: Mapping[str, Any], budget: float | None) -> Outcome:
     parts = divide(config, interactions)
     model = build_model(config, interactions.num_users, interactions.num_items)
     initialise(model, config, parts.train)
-    trainer = make_trainer(config, model)
+    trainer = make_trainer(config, model, device=device)
     is_clustered = config.embedding.kind in CLUSTERED
     result = trainer.fit(parts.train, None if is_clustered else parts.validation)
+    model.cpu()
     scored = parts.test if parts.validation is None else parts.validation
     prediction = predict(model, scored)
     user_counts, item_counts = counts_in(parts.train, scored)
@@ -294,7 +321,9 @@ def _size(config: RunConfig, budget: float, num_users: int, num_items: int) -> d
     return {"encoding": {"bytes_per_entity": num_bytes / num_entities}}
 
 
-def tune(suite: SuiteConfig, method: str, folder: Path) -> list[dict[str, Any]]:
+def tune(
+    suite: SuiteConfig, method: str, folder: Path, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """Make the trials of a method, one after the other; those that are in the folder are kept.
 
     A method that cannot be as small as the tuning budget is tuned at the next one that it fits.
@@ -319,10 +348,10 @@ def tune(suite: SuiteConfig, method: str, folder: Path) -> list[dict[str, Any]]:
         trial = None if number == 0 else study.ask(distributions)
         chosen = {} if trial is None else dict(trial.params)
         values = suite.run_values(method, chosen, suite.seeds[0], is_final=False)
-        line = _attempt(suite, method, values, budget, file)
+        line = _attempt(suite, method, values, budget, file, device)
         while line["status"] == "does not fit" and larger:
             budget = larger.pop(0)
-            line = _attempt(suite, method, values, budget, file)
+            line = _attempt(suite, method, values, budget, file, device)
         line |= {"number": number, "chosen": json.dumps(chosen)}
         lines.append(line)
         if line["status"] == "does not fit":
@@ -336,7 +365,12 @@ def tune(suite: SuiteConfig, method: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def _attempt(
-    suite: SuiteConfig, method: str, values: Mapping[str, Any], budget: float | None, file: Path
+    suite: SuiteConfig,
+    method: str,
+    values: Mapping[str, Any],
+    budget: float | None,
+    file: Path,
+    device: str,
 ) -> dict[str, Any]:
     """One trial, from its file if that has these very values."""
     made_of = repr((values, budget))
@@ -345,8 +379,9 @@ def _attempt(
         if kept["made_of"] == made_of:
             return dict(kept["line"])
     line = _line(suite.name, method, "trial", budget, suite.seeds[0])
+    line["device"] = device_name(device)
     try:
-        line |= _figures(train_once(values, budget))
+        line |= _figures(train_once(values, budget, device))
     except (ArgumentError, ConfigError) as error:
         line |= {"status": "does not fit", "error": str(error)}
     except Exception as error:  # whatever it is, other trials go on
@@ -356,15 +391,21 @@ def _attempt(
 
 
 def run_final(
-    suite: str, values: Mapping[str, Any], budget: float | None, chosen: str, out: Path
+    suite: str,
+    values: Mapping[str, Any],
+    budget: float | None,
+    chosen: str,
+    out: Path,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train on all but the test data with the settings of the best trial, and score once.
 
     suite : its name        chosen : the settings that tuning found, as JSON, for the record
     """
     line = _line(suite, values["embedding"]["kind"], "final", budget, values["seed"])
+    line["device"] = device_name(device)
     try:
-        outcome = train_once(values, budget)
+        outcome = train_once(values, budget, device)
     except (ArgumentError, ConfigError) as error:
         return line | {"status": "does not fit", "error": str(error)}
     np.savez(out, prediction=outcome.prediction)
@@ -417,6 +458,7 @@ def run_suite(
     *,
     only: Collection[str] | None = None,
     processes: int | None = None,
+    device: str = "cpu",
     tell: Callable[[str], None] = print,
 ) -> pl.DataFrame:
     """Run what is not there yet, and write trials.parquet.
@@ -424,8 +466,10 @@ def run_suite(
     folder : of the suite; made if missing
     only : methods that run; of others what is there stays. None: all
     processes : one thread each; None: as many as there are cores
+    device : that trains; runs on another device that are there stay, and every line names its own
     returns : the content of trials.parquet. Failed runs have a line as well, with the error
     """
+    check_device(device)
     jobs = Jobs(
         folder / "jobs",
         processes or len(os.sched_getaffinity(0)),
@@ -443,13 +487,16 @@ def run_suite(
             {name: job for name, (_, job) in work.items() if name not in idle}
         )
 
-    tuning = {f"tune-{m}": (m, Job(tune, (suite, m), folder / "trials")) for m in suite.methods}
+    tuning = {
+        f"tune-{method}": (method, Job(tune, (suite, method), (folder / "trials", device)))
+        for method in suite.methods
+    }
     tuned = results(tuning)
     scoring = {
         name: (method, job)
         for method in suite.methods
         if f"tune-{method}" in tuned
-        for name, job in _final_jobs(suite, method, tuned[f"tune-{method}"], folder).items()
+        for name, job in _final_jobs(suite, method, tuned[f"tune-{method}"], folder, device).items()
     }
     final = results(scoring)
     lines = [line for some in tuned.values() for line in some] + list(final.values())
@@ -461,7 +508,7 @@ def run_suite(
 
 
 def _final_jobs(
-    suite: SuiteConfig, method: str, trials: list[dict[str, Any]], folder: Path
+    suite: SuiteConfig, method: str, trials: list[dict[str, Any]], folder: Path, device: str
 ) -> dict[str, Job]:
     """A job for each budget and seed, with the settings of the best trial."""
     best = best_trial(trials)
@@ -477,7 +524,8 @@ def _final_jobs(
             values = suite.run_values(method, chosen, seed, is_final=True)
             values = merged(values, {"training": {"epochs": epochs, "patience": False}})
             arguments = (suite.name, values, budget, json.dumps(chosen))
-            jobs[name] = Job(run_final, arguments, folder / "predictions" / f"{name}.npz")
+            aside = (folder / "predictions" / f"{name}.npz", device)
+            jobs[name] = Job(run_final, arguments, aside)
     return jobs
 
 
