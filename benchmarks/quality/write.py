@@ -21,6 +21,8 @@ from celrec.experiments.suite_results import (
     OURS,
     TIE,
     Comparison,
+    Slice,
+    cold_comparisons,
     comparisons,
     read_trials,
     standings,
@@ -88,6 +90,7 @@ def section(file: Path, suite: SuiteConfig, folder: Path) -> str:
             "",
             *wins(suite, compared),
             "",
+            *cold(suite, folder),
             f"{suite.trials} tuning trials for each method at 1/{1 / suite.tuning_budget:g}, seeds "
             f"{', '.join(map(str, suite.seeds))}; commit {commits}; "
             f"data {trials['data_fingerprint'].drop_nulls()[0][:12]}. A dash: the method cannot be "
@@ -190,6 +193,30 @@ def wins(suite: SuiteConfig, compared: list[Comparison]) -> list[str]:
         ]
         lines.append(f"| 1/{1 / budget:g} | {' | '.join(named)} |")
     return lines
+
+
+def cold(suite: SuiteConfig, folder: Path) -> list[str]:
+    """Ours against the full table on cold users and items; nothing where there are too few."""
+    found = cold_comparisons(suite, folder)
+    if not found:
+        return []
+    heads = " | ".join(f"1/{1 / budget:g}" for budget in suite.budgets)
+    lines = [
+        f"| ours against the tuned full table | test events | {heads} |",
+        "|---" * (len(suite.budgets) + 2) + "|",
+    ]
+    for some in dict.fromkeys(some for some, _, _ in found):
+        gains = {one.budget: one for at, _, one in found if at == some}
+        num_events = next(num for at, num, _ in found if at == some)
+        cells = (_gain(suite, gains[b]) if b in gains else "-" for b in suite.budgets)
+        lines.append(f"| {_slice_name(some)} | {num_events:,} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _slice_name(some: Slice) -> str:
+    if some.least < some.most:
+        return f"{some.side}s with at most {some.most} training events"
+    return f"{some.side}s with {some.most}"
 
 
 def not_run(suite: SuiteConfig, present: list[str]) -> list[str]:

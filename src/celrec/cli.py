@@ -273,11 +273,12 @@ def train(
         _option(
             "Partition",
             "How test data are set apart: random, leave-last-out (each user's last events), "
-            "time. Default: leave-last-out for a binary task with times, else random.",
+            "time, truncated (some users and items keep a few events). Default: leave-last-out for "
+            "a binary task with times, else random.",
         ),
     ] = None,
     partition_seed: Annotated[
-        int | None, _option("Partition", "Of a random partition. Default: --seed")
+        int | None, _option("Partition", "Of a random or truncated partition. Default: --seed")
     ] = None,
     test_share: Annotated[
         float | None, _option("Partition", "Random and time: part that tests. Default: 0.2")

@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 
 from celrec.data.interactions import Interactions
 from celrec.data.labels import binarize
-from celrec.data.partition import Partition, by_time, leave_last_out, random_partition
+from celrec.data.partition import (
+    Partition,
+    by_time,
+    leave_last_out,
+    random_partition,
+    truncated,
+)
 from celrec.data.readers import read_interactions
+from celrec.data.synthetic import planted_clusters
 from celrec.errors import ArgumentError, DataError
 from tests.data.making import interactions_of, some_interactions
 
@@ -41,6 +48,44 @@ def test_a_random_partition_uses_every_row_once(
     assert all_rows(partition) == list(range(n))
     assert len(partition.test) == n - int(n * (1 - test_share) + 1e-9)
     assert len(partition.validation) == (n - len(partition.test)) // 10
+
+
+def test_truncated_users_and_items_keep_as_many_events_as_asked() -> None:
+    data = planted_clusters(300, 200, 2, 2, num_interactions=20_000, seed=0).interactions
+    parts = truncated(data, seed=3, keep=(1, 3, 5))
+    assert all_rows(parts) == list(range(len(data)))
+    train, merged, test = (
+        data.take(rows) for rows in (parts.train, parts.merge_validation().train, parts.test)
+    )
+    for side, num_entities in (("user", 300), ("item", 200)):
+        whole, left, reported = (
+            np.bincount(getattr(part, side), minlength=num_entities)
+            for part in (data, train, merged)
+        )
+        is_cut, tests = left <= 5, reported <= 5
+        assert is_cut.sum() == 2 * tests.sum() == num_entities // 5  # a tenth each
+        assert np.bincount(left[is_cut])[[1, 3, 5]].sum() == is_cut.sum()
+        assert np.ptp(np.bincount(left[is_cut])[[1, 3, 5]]) <= 1
+        # Of those that validate, the reported run lacks what they share with the tested ones alone.
+        events_of_validating = (is_cut & ~tests)[getattr(test, side)].sum()
+        assert (whole - reported)[is_cut & ~tests].sum() == events_of_validating
+        assert events_of_validating < 0.3 * whole[is_cut & ~tests].sum()
+    is_cold = (merged.user_counts()[test.user] <= 5) | (merged.item_counts()[test.item] <= 5)
+    assert is_cold.all()
+
+
+def test_truncation_follows_its_seed_and_leaves_rarely_seen_entities_alone() -> None:
+    data = planted_clusters(60, 40, 2, 2, num_interactions=1500, seed=0).interactions
+    assert truncated(data, seed=1).test.tolist() == truncated(data, seed=1).test.tolist()
+    assert truncated(data, seed=1).test.tolist() != truncated(data, seed=2).test.tolist()
+    few = data.take(np.arange(60))  # nobody has more than 5 of 60
+    assert few.user_counts().max() <= 5
+    with pytest.raises(DataError, match=r"truncated\(.*\) leaves no interaction for test"):
+        truncated(few, seed=0)
+    with pytest.raises(ArgumentError, match="keep is 0"):
+        truncated(data, seed=0, keep=(0,))
+    with pytest.raises(ArgumentError, match=r"share is 0\.6"):
+        truncated(data, seed=0, share=0.6)
 
 
 @given(some_interactions(min_rows=10), st.randoms(use_true_random=False), st.integers(0, 100))

@@ -10,8 +10,14 @@ import polars as pl
 import pytest
 
 from celrec.errors import CheckpointError, ConfigError
-from celrec.experiments.suite import SuiteConfig, run_suite, train_once
-from celrec.experiments.suite_results import comparisons, read_trials, standings
+from celrec.experiments.suite import SuiteConfig, final_parts, run_suite, train_once
+from celrec.experiments.suite_results import (
+    Slice,
+    cold_comparisons,
+    comparisons,
+    read_trials,
+    standings,
+)
 from tests.experiments.making import write_planted
 
 SUITE = """
@@ -183,3 +189,56 @@ def test_the_suites_of_this_repository_can_be_read(file: Path, tmp_path: Path) -
     assert SuiteConfig.read(copy) == suite
     assert suite.trials >= 8
     assert len(suite.seeds) >= 3
+
+
+COLD_SUITE = """
+name = "planted, cold"
+hours = 0.01
+budgets = [0.2]
+tuning_budget = 0.2
+trials = 1
+seeds = [0, 1]
+methods = ["clustered", "full", "hashed"]
+
+[common]
+data = { source = "SOURCE" }
+task = { kind = "rating" }
+partition = { kind = "truncated" }
+model = { width = 4 }
+training = { epochs = 3, batch_size = 256 }
+
+[method.clustered]
+training = { epochs = 10 }
+encoding = { personal_rule = { epochs = 1, warm_epochs = 0 } }
+"""
+
+
+def test_cold_slices_are_compared_with_the_full_table_on_the_same_events(tmp_path: Path) -> None:
+    source = write_planted(tmp_path / "planted.parquet", num_interactions=12_000)
+    (tmp_path / "cold.toml").write_text(COLD_SUITE.replace("SOURCE", str(source)))
+    suite = SuiteConfig.read(tmp_path / "cold.toml")
+    run_suite(suite, tmp_path, processes=1, tell=lambda line: None)
+    found = cold_comparisons(suite, tmp_path)
+    by_slice = {some: (num_events, one) for some, num_events, one in found}
+    assert {Slice("user", 0, 5), Slice("item", 0, 5)} <= by_slice.keys()
+    assert all(num_events >= 500 for num_events, _ in by_slice.values())
+
+    some = Slice("user", 0, 5)
+    num_events, compared = by_slice[some]
+    gains, counts = [], []
+    for seed in suite.seeds:
+        parts = final_parts(suite, seed)
+        cold = parts.train.user_counts()[parts.test.user] <= 5
+        counts.append(cold.sum())
+        errors = [
+            np.square(np.load(tmp_path / "predictions" / f"{name}-{seed}.npz")["prediction"]
+                      - parts.test.label)[cold].mean()
+            for name in ("clustered-0.2", "full-1")
+        ]  # fmt: skip
+        gains.append(1 - errors[0] / errors[1])
+    assert num_events == round(np.mean(counts))
+    assert compared.method == "full"
+    assert compared.gain == pytest.approx(np.mean(gains), rel=1e-5)
+    assert compared.low < compared.gain < compared.high
+    # Planted clusters are known from 5 events where a vector of one's own is not.
+    assert compared.low > 0

@@ -1,13 +1,15 @@
 """Partitions: which interactions train, which choose, which test.
 
-Three ways to divide, each a pure function from interactions to row numbers:
-`random_partition` (the rating protocol), `leave_last_out` (the GMF protocol) and `by_time`.
+Four ways to divide, each a pure function from interactions to row numbers:
+`random_partition` (the rating protocol), `leave_last_out` (the GMF protocol), `by_time`, and
+`truncated`, which makes some users and items cold and tests on them.
 "Time order" is everywhere the order of (timestamp, user, item), by dense ids; a vocabulary made of
 integers or strings is sorted, so that is the order of the raw ids, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -148,6 +150,80 @@ def leave_last_out(
         test=order[is_test],
         name=name,
     )
+
+
+def truncated(
+    interactions: Interactions, *, seed: int, keep: Sequence[int] = (1, 3, 5), share: float = 0.1
+) -> Partition:
+    """Make users and items cold, and test on what is taken from them.
+
+    A random tenth of the users, and of the items, keep 1, 3 or 5 random events in train, a third
+    of them each; their other events are the test set. Another tenth, cut in the same way, gives the
+    validation set: in the reported run, where that is merged into train, those are whole again.
+    Entities with no more than `max(keep)` events are left as they are. An event of a cut user and a
+    cut item is not kept; it tests if either of them tests.
+
+    seed : >= 0
+    keep : >= 1, numbers of events
+    share : above 0, at most 1/2, of the users and of the items that test, and that validate
+    raises : DataError if nothing could be cut
+
+    >>> from celrec.data.synthetic import planted_clusters
+    >>> data = planted_clusters(60, 40, 2, 2, num_interactions=1500, seed=0).interactions
+    >>> parts = truncated(data, seed=0)
+    >>> np.unique(data.take(parts.train).user_counts()[data.user[parts.test]])[:3].tolist()
+    [1, 3, 5]
+    """
+    seed = check_count("seed", seed)
+    for count in keep:
+        check_count("keep", count, at_least=1)
+    check_number("share", share, above=0, at_most=0.5)
+    rng = np.random.default_rng(seed)
+    order = _time_order(interactions)
+    ids = {"user": interactions.user[order], "item": interactions.item[order]}
+    roles = {  # of every entity: 0 whole, 1 validates, 2 tests
+        name: _roles(ids[name], num_entities, share, max(keep), rng)
+        for name, num_entities in (
+            ("user", interactions.num_users),
+            ("item", interactions.num_items),
+        )
+    }
+    role_of = {name: roles[name][ids[name]] for name in ids}
+    role = np.maximum(role_of["user"], role_of["item"])
+    for name, other in (("user", "item"), ("item", "user")):
+        events = np.flatnonzero((role_of[name] > 0) & (role_of[other] == 0))
+        kept = _random_few(ids[name][events], keep, rng)
+        role[events[kept]] = 0
+    return Partition(
+        train=order[role == 0],
+        validation=order[role == 1],
+        test=order[role == 2],
+        name=f"truncated(seed={seed}, keep={tuple(keep)}, share={share:g})",
+    )
+
+
+def _roles(
+    ids: np.ndarray, num_entities: int, share: float, too_few: int, rng: np.random.Generator
+) -> np.ndarray:
+    """2 for a random share of the entities, 1 for another, 0 for the rest and the rarely seen."""
+    roles = np.zeros(num_entities, np.int64)
+    num_cut = _part_of(num_entities, share)
+    entities = rng.permutation(num_entities)
+    roles[entities[:num_cut]] = 2
+    roles[entities[num_cut : 2 * num_cut]] = 1
+    roles[np.bincount(ids, minlength=num_entities) <= too_few] = 0
+    return roles
+
+
+def _random_few(ids: np.ndarray, keep: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Positions of some random events of each entity: of as many as one of `keep`, in turns."""
+    shuffled = rng.permutation(len(ids))
+    shuffled = shuffled[np.argsort(ids[shuffled], kind="stable")]
+    _, first, which, counts = np.unique(
+        ids[shuffled], return_index=True, return_inverse=True, return_counts=True
+    )
+    wanted = rng.permutation(np.resize(keep, len(counts)))
+    return shuffled[np.arange(len(ids)) - first[which] < wanted[which]]
 
 
 def _time_order(interactions: Interactions) -> np.ndarray:

@@ -18,7 +18,13 @@ from celrec.core.encode import clusters_within
 from celrec.data.catalog import CATALOG, load
 from celrec.data.interactions import Interactions
 from celrec.data.labels import binarize
-from celrec.data.partition import Partition, by_time, leave_last_out, random_partition
+from celrec.data.partition import (
+    Partition,
+    by_time,
+    leave_last_out,
+    random_partition,
+    truncated,
+)
 from celrec.data.readers import read_interactions
 from celrec.data.sampling import sample_negatives
 from celrec.errors import ArgumentError, CatalogError, ConfigError, DataError, nearest_name
@@ -36,10 +42,16 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "binary": BinaryCrossEntropy,
     "rating": SquaredError,
 }
+
+
+def _partition_seed(config: RunConfig) -> int:
+    return config.seed if config.partition.seed is None else config.partition.seed
+
+
 PARTITIONS: dict[str, Callable[[Interactions, RunConfig], Partition]] = {
     "random": lambda data, config: random_partition(
         data,
-        seed=config.seed if config.partition.seed is None else config.partition.seed,
+        seed=_partition_seed(config),
         test_share=config.partition.test_share,
         validation_share=config.partition.validation_share,
     ),
@@ -53,6 +65,7 @@ PARTITIONS: dict[str, Callable[[Interactions, RunConfig], Partition]] = {
         test_share=config.partition.test_share,
         validation_share=config.partition.validation_share,
     ),
+    "truncated": lambda data, config: truncated(data, seed=_partition_seed(config)),
 }
 MODELS: dict[str, Any] = {"gmf": GMF, "biased-mf": BiasedMF, "nmf": NMF, "neumf": NeuMF}
 

@@ -31,7 +31,7 @@ from celrec.training.encoding import EncodingOptions
 from celrec.training.trainer import TrainingOptions
 
 ModelKind = Literal["gmf", "biased-mf", "nmf", "neumf"]
-PartitionKind = Literal["random", "leave-last-out", "time"]
+PartitionKind = Literal["random", "leave-last-out", "time", "truncated"]
 Rows = int | Literal["auto"]
 
 CLUSTERED = ("clustered", "paper-cel")
@@ -91,7 +91,7 @@ class PartitionConfig:
     """Which interactions train, which choose, which test (see data/partition.py).
 
     kind : None lets the data decide: leave-last-out for a binary task with times, else random
-    seed : of a random partition; None takes the run's
+    seed : of a random or truncated partition; None takes the run's
     test_share, validation_share : for random and time
     num_test, num_validation : events per user, for leave-last-out
     merge_validation : whether the validation set trains, too: the reported run

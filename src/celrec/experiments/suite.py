@@ -32,9 +32,9 @@ import tomli_w
 
 from celrec.core.memory import memory_report
 from celrec.data.catalog import CATALOG
-from celrec.data.interactions import Interactions
 from celrec.errors import ArgumentError, ConfigError, check_count, check_number, nearest_name
 from celrec.experiments.build import (
+    Parts,
     build_model,
     completed,
     divide,
@@ -539,11 +539,11 @@ def best_trial(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     return max(done, key=lambda line: sign * line[metric])
 
 
-def scored_events(suite: SuiteConfig, seed: int) -> Interactions:
-    """The test events of final runs with a seed, in the order of their predictions."""
+def final_parts(suite: SuiteConfig, seed: int) -> Parts:
+    """What final runs with a seed train on, and what they predict, in the order of predictions."""
     config = RunConfig.from_values(suite.run_values(suite.methods[0], {}, seed, is_final=True))
     interactions = load_interactions(config)
-    return divide(completed(config, interactions), interactions).test
+    return divide(completed(config, interactions), interactions)
 
 
 def _failed(suite: SuiteConfig, method: str, job: Job, error: str) -> dict[str, Any]:

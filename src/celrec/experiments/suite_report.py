@@ -14,6 +14,7 @@ import polars as pl
 
 from celrec.experiments.suite import SUITE_FILE, SuiteConfig
 from celrec.experiments.suite_results import (
+    MIN_COLD_EVENTS,
     OURS,
     TIE,
     Comparison,
@@ -25,7 +26,6 @@ from celrec.report.suite_content import SuiteContent
 from celrec.report.suite_page import write_suite_page
 
 PAGE_FILE = "report.html"
-MIN_COLD_EVENTS = 500
 _COLD = ("users_at_most_5", "items_at_most_5")
 
 

@@ -9,6 +9,7 @@ squared error; else the better one wins.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,34 @@ import polars as pl
 from sklearn.metrics import roc_auc_score
 
 from celrec.errors import CheckpointError
-from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, scored_events
+from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, final_parts
 from celrec.losses import Task
+from celrec.training.evaluation import counts_in
 
 OURS = "clustered"
 NUM_DRAWS = 200
 TIE: Mapping[Task, float] = {"binary": 0.003, "rating": 0.005}
 """The largest difference of a tie: of AUC, or as a share of the squared error."""
 
+MIN_COLD_EVENTS = 500
+"""Slices with fewer test events say too little."""
+
 Verdict = Literal["win", "tie", "loss"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Test events whose user, or item, has so many training events.
+
+    side : "user" or "item"        least, most : inclusive
+    """
+
+    side: Literal["user", "item"]
+    least: int
+    most: int
+
+
+EVERY_EVENT = Slice("user", 0, sys.maxsize)
 
 
 @dataclass(frozen=True)
@@ -82,24 +102,35 @@ def standings(trials: pl.DataFrame, metric: str) -> pl.DataFrame:
 
 def comparisons(suite: SuiteConfig, folder: Path) -> list[Comparison]:
     """Ours against every method that has all its final runs, at every budget."""
-    task: Task = suite.task
-    predictions = _Predictions(suite, folder, task)
+    predictions = _Predictions(suite, folder, suite.task)
+    compared = (
+        predictions.compared(method, budget)
+        for budget in suite.budgets
+        for method in suite.methods
+        if method != OURS
+    )
+    return [one for one in compared if one is not None]
+
+
+def cold_slices(suite: SuiteConfig) -> list[Slice]:
+    """Of users and items with at most 5 training events; of each count where a suite cuts them."""
+    kind = suite.common.get("partition", {}).get("kind")
+    ranges = [(0, 5), *([(1, 1), (3, 3), (5, 5)] if kind == "truncated" else [])]
+    return [Slice(side, *some) for side in ("user", "item") for some in ranges]
+
+
+def cold_comparisons(suite: SuiteConfig, folder: Path) -> list[tuple[Slice, int, Comparison]]:
+    """Ours against the full table on cold slices, with the slice and its number of test events.
+
+    The number is a mean over seeds; slices with fewer than 500 are left out.
+    """
+    predictions = _Predictions(suite, folder, suite.task)
     found = []
-    for budget in suite.budgets:
-        ours = predictions.draws(OURS, budget)
-        if ours is None:
-            continue
-        for method in suite.methods:
-            other = predictions.draws(method, None if method == FULL else budget)
-            if method == OURS or other is None:
-                continue
-            gains = ours - other if task == "binary" else 1 - ours / other
-            mean = gains.mean(0)  # over seeds: (1 + draws,), the first of all events
-            low, high = np.percentile(mean[1:], (2.5, 97.5))
-            verdict = _verdict(float(mean[0]), float(low), float(high), TIE[task])
-            found.append(
-                Comparison(method, budget, float(mean[0]), float(low), float(high), verdict)
-            )
+    for some in cold_slices(suite):
+        num_events = predictions.num_events(some)
+        if num_events >= MIN_COLD_EVENTS:
+            compared = (predictions.compared(FULL, budget, some) for budget in suite.budgets)
+            found += [(some, num_events, one) for one in compared if one is not None]
     return found
 
 
@@ -120,7 +151,9 @@ class _Predictions:
         self.folder = folder
         self.task = task
         self.seeds = suite.seeds
-        self.events = {seed: scored_events(suite, seed) for seed in suite.seeds}
+        parts = {seed: final_parts(suite, seed) for seed in suite.seeds}
+        self.events = {seed: one.test for seed, one in parts.items()}
+        self.counts = {seed: counts_in(one.train, one.test) for seed, one in parts.items()}
         rng = np.random.default_rng(0)
         num_users = max(events.num_users for events in self.events.values())
         self.draws_of_users = [
@@ -128,23 +161,53 @@ class _Predictions:
             for _ in range(NUM_DRAWS)
         ]
 
+    def compared(
+        self, method: str, budget: float, events: Slice = EVERY_EVENT
+    ) -> Comparison | None:
+        """Ours against a method on a slice; None where one of them lacks a run."""
+        ours = self.draws(OURS, budget, events)
+        other = self.draws(method, None if method == FULL else budget, events)
+        if ours is None or other is None:
+            return None
+        gains = ours - other if self.task == "binary" else 1 - ours / other
+        mean = gains.mean(0)  # over seeds: (1 + draws,), the first of all events
+        low, high = (float(one) for one in np.nanpercentile(mean[1:], (2.5, 97.5)))
+        gain = float(mean[0])
+        return Comparison(
+            method, budget, gain, low, high, _verdict(gain, low, high, TIE[self.task])
+        )
+
+    def num_events(self, events: Slice) -> int:
+        """Mean over seeds."""
+        return round(np.mean([self._where(seed, events).sum() for seed in self.seeds]))
+
+    def _where(self, seed: int, events: Slice) -> np.ndarray:
+        """Which of the test events are in a slice, bool (n,)."""
+        counts = self.counts[seed][events.side == "item"]
+        return (events.least <= counts) & (counts <= events.most)
+
     @functools.cache  # noqa: B019 - it lives no longer than a comparison
-    def draws(self, method: str, budget: float | None) -> np.ndarray | None:
-        """The figure for each seed, (S, 1 + draws): of all events, then of each draw of users."""
+    def draws(self, method: str, budget: float | None, some: Slice) -> np.ndarray | None:
+        """The figure for each seed, (S, 1 + draws): of the events, then of each draw of users."""
         lines = []
         for seed in self.seeds:
             file = self.folder / "predictions" / f"{method}-{budget or 1:g}-{seed}.npz"
             if not file.exists():
                 return None
             prediction = np.load(file)["prediction"]
-            events = self.events[seed]
-            weights = [None, *(draw[events.user] for draw in self.draws_of_users)]
-            lines.append([self._figure(events.label, prediction, one) for one in weights])
+            where = self._where(seed, some)
+            user, label = self.events[seed].user[where], self.events[seed].label[where]
+            weights = [None, *(draw[user] for draw in self.draws_of_users)]
+            lines.append([self._figure(label, prediction[where], one) for one in weights])
         return np.array(lines)
 
     def _figure(
         self, label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None
     ) -> float:
+        """NaN where a draw of users leaves nothing of a small slice, or one class only."""
+        num_labels = len(np.unique(label if weight is None else label[weight > 0]))
+        if num_labels < (2 if self.task == "binary" else 1):
+            return float("nan")
         if self.task == "binary":
             return float(roc_auc_score(label, prediction, sample_weight=weight))
         error = np.square(label.astype(np.float64) - prediction)
