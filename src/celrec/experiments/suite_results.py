@@ -19,7 +19,7 @@ import polars as pl
 from sklearn.metrics import roc_auc_score
 
 from celrec.errors import CheckpointError
-from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, scored_events
+from celrec.experiments.suite import TRIALS_FILE, SuiteConfig, has_budget, scored_events
 from celrec.losses import Task
 
 OURS = "clustered"
@@ -32,7 +32,7 @@ Verdict = Literal["win", "tie", "loss"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against another method at one budget (against full tables: of any size).
+    """Ours at one budget against another method at the same (full tables and peers: of any size).
 
     gain : how far ours is ahead: AUC, or the share of the other's squared error that it saves
     low, high : its 95 % interval
@@ -63,8 +63,8 @@ def standings(trials: pl.DataFrame, metric: str) -> pl.DataFrame:
     """Mean and spread of the final runs, by method and budget, the best first at each budget.
 
     metric : "auc" or "mse"
-    returns : method, budget (null for full), mean, std, runs, table_bytes, total_bytes,
-        full_table_bytes, seconds
+    returns : method, budget (null for full tables and peers), mean, std, runs, table_bytes,
+        total_bytes, full_table_bytes, seconds
     """
     done = trials.filter((pl.col("kind") == "final") & (pl.col("status") == "done"))
     sizes = ("table_bytes", "total_bytes", "full_table_bytes", "seconds")
@@ -90,7 +90,7 @@ def comparisons(suite: SuiteConfig, folder: Path) -> list[Comparison]:
         if ours is None:
             continue
         for method in suite.methods:
-            other = predictions.draws(method, None if method == FULL else budget)
+            other = predictions.draws(method, budget if has_budget(method) else None)
             if method == OURS or other is None:
                 continue
             gains = ours - other if task == "binary" else 1 - ours / other
