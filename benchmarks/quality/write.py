@@ -44,8 +44,8 @@ tables and covers all that serving needs: rows, codes, index tables, private num
 from a bootstrap over test users, seeds pooled. Tied: the interval contains 0, and the difference is
 below {auc:g} AUC or {mse:.1%} of the squared error.*
 
-*Full tables and peers (`surprise-...`, `implicit-...`: other packages, on the same partitions) are of
-any size; their bytes stand beside their figures, those of peers as their packages hold them.
+*Full tables and peers (`surprise-...` and `implicit-...`: other packages, on the same partitions)
+are of any size. Their bytes stand beside their figures, those of peers as their packages hold them.
 Predictions of `surprise-...` are cut off at the ends of the ratings, as that package does; those of
 others are not. Scores of `implicit-...` rank the items of a user and are no probabilities, but AUC
 pools users.*

@@ -225,12 +225,15 @@ def read_content(content: SuiteContent) -> Suite:
         raise DataError(f"budgets are {list(content.budgets)}; wanted at least one, none twice")
     standings: dict[tuple[str, float], Standing] = {}
     any_size: dict[str, Standing] = {}
-    unbounded = {content.full: "full tables", **{peer: peer for peer in content.peers}}
+    unbounded = {
+        content.full: "full tables have",
+        **{peer: f"{peer} has" for peer in content.peers},
+    }
     for line in content.standings:
         one = _standing(line)
         if one.method in unbounded:
             if one.method in any_size:
-                raise DataError(f"{unbounded[one.method]} have two standings; wanted one")
+                raise DataError(f"{unbounded[one.method]} two standings; wanted one")
             any_size[one.method] = one
             continue
         _check_budget(content, one.method, one.budget)

@@ -65,8 +65,10 @@ def peer_sentence(suite: Suite) -> str:
     best = suite.peers[0]
     clauses = _against(suite, best)
     rest = f"; against it, {_ours(suite)} {clauses} of the bytes of full tables" if clauses else ""
-    best_of = "" if len(suite.peers) == 1 else f", the best of {len(suite.peers)}"
-    return f"From other packages{best_of}, {best.method} reaches {_reach(suite, best)}{rest}."
+    who = f"From another package, {best.method}"
+    if len(suite.peers) > 1:
+        who = f"The best of {len(suite.peers)} from other packages, {best.method},"
+    return f"{who} reaches {_reach(suite, best)}{rest}."
 
 
 def _reach(suite: Suite, one: Standing) -> str:
