@@ -16,7 +16,8 @@ import polars as pl
 
 from benchmarks.jobs import ROOT
 from benchmarks.plotting import COLOURS, QUIET, label, new_figure, save, ticks_at
-from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig
+from celrec.experiments.peers import PEERS
+from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, has_budget
 from celrec.experiments.suite_results import (
     OURS,
     TIE,
@@ -44,6 +45,12 @@ tables and covers all that serving needs: rows, codes, index tables, private num
 `clustered` under that byte budget. Gains are paired on the same test events, with 95 % intervals
 from a bootstrap over test users, seeds pooled. Tied: the interval contains 0, and the difference is
 below {auc:g} AUC or {mse:.1%} of the squared error.*
+
+*Full tables and peers (`surprise-...` and `implicit-...`: other packages, on the same partitions)
+are of any size. Their bytes stand beside their figures, those of peers as their packages hold them.
+Predictions of `surprise-...` are cut off at the ends of the ratings, as that package does; those of
+others are not. Scores of `implicit-...` rank the items of a user and are no probabilities, but AUC
+pools users.*
 
 *Inner constants of other methods (pulls, pruning times, numbers of hashes, shares of a budget) were
 set beforehand in trials on parts of MovieLens-100k and -1M that were scored on held-out data, test
@@ -106,7 +113,7 @@ def verdict(suite: SuiteConfig, compared: list[Comparison], table: pl.DataFrame)
     """Where ours is best or tied, by budget, and where full tables stand."""
     parts = []
     for budget in suite.budgets:
-        of_budget = [one for one in compared if one.budget == budget and one.method != FULL]
+        of_budget = [one for one in compared if one.budget == budget and has_budget(one.method)]
         if not of_budget:
             continue
         best = min(of_budget, key=lambda one: one.gain)
@@ -120,6 +127,16 @@ def verdict(suite: SuiteConfig, compared: list[Comparison], table: pl.DataFrame)
     text = f"Ours against the best other method at each budget: {'; '.join(parts)}."
     if against_full:
         text += f" Against the tuned full table: {'; '.join(against_full)}."
+    peers = table.filter(pl.col("method").is_in(list(PEERS)))  # the best first
+    if not peers.is_empty():
+        best = peers.row(0, named=True)
+        against = [
+            f"1/{1 / one.budget:g} {_gain(suite, one)}"
+            for one in compared
+            if one.method == best["method"]
+        ]
+        text += f" Against the best peer, {best['method']} ({best['total_bytes']:,.0f} bytes): "
+        text += f"{'; '.join(against) or 'not compared'}."
     return text
 
 
@@ -136,7 +153,7 @@ def figures(suite: SuiteConfig, table: pl.DataFrame, methods: list[str]) -> list
     }
     heads = [f"1/{1 / budget:g}" for budget in suite.budgets]
     lines = [
-        f"| {suite.metric.upper()} | {' | '.join(heads)} | full size |",
+        f"| {suite.metric.upper()} | {' | '.join(heads)} | any size |",
         "|---" * (len(heads) + 2) + "|",
     ]
     best = {
@@ -158,6 +175,8 @@ def figures(suite: SuiteConfig, table: pl.DataFrame, methods: list[str]) -> list
                 row.append("-")
                 continue
             text = f"{line['mean']:.4f}" + (f" ± {line['std']:.4f}" if line["std"] else "")
+            if budget is None:
+                text += f" ({line['total_bytes']:,.0f} bytes)"
             row.append(f"**{text}**" if best.get(budget) == line["mean"] else text)
         lines.append(f"| {method} | {' | '.join(row)} |")
     ours = table.filter(pl.col("method") == OURS)
@@ -236,7 +255,7 @@ def failures(trials: pl.DataFrame) -> list[str]:
 def plot(name: str, suite: SuiteConfig, table: pl.DataFrame) -> None:
     """The figure against the share of the full tables' bytes that a table takes."""
     canvas, (axes,) = new_figure(height=4.2)
-    others = [m for m in suite.methods if m not in (OURS, FULL)]
+    others = [m for m in suite.methods if m != OURS and has_budget(m)]
     largest = max(suite.budgets)
     at_largest = {
         line["method"]: line["mean"]
@@ -264,18 +283,16 @@ def plot(name: str, suite: SuiteConfig, table: pl.DataFrame) -> None:
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         if method == OURS or method in colours:
             names.append((y[-1], "ours" if method == OURS else method, colour))
-    full = table.filter(pl.col("method") == FULL)
-    if not full.is_empty():
-        axes.axhline(full["mean"][0], color=COLOURS["full"], linewidth=0.9, linestyle=":")
-        label(
-            axes,
-            min(suite.budgets),
-            full["mean"][0],
-            "full table, tuned",
-            COLOURS["full"],
-            dx=0,
-            dy=4,
-        )
+    any_size = [table.filter(pl.col("method") == FULL)]
+    any_size.append(table.filter(pl.col("method").is_in(list(PEERS))).head(1))  # the best
+    shares = (min(suite.budgets), suite.budgets[len(suite.budgets) // 2])
+    for line, share in zip(any_size, shares, strict=True):
+        if line.is_empty():
+            continue
+        name_of_level = "full table" if line["method"][0] == FULL else line["method"][0]
+        mean = line["mean"][0]
+        axes.axhline(mean, color=COLOURS["full"], linewidth=0.9, linestyle=":")
+        label(axes, share, mean, f"{name_of_level}, tuned", COLOURS["full"], dx=0, dy=4)
     axes.set_xscale("log")
     ticks_at(axes, suite.budgets, [f"1/{1 / budget:g}" for budget in suite.budgets])
     axes.set_xlabel("total bytes, as a share of full tables", color=QUIET)

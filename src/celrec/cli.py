@@ -760,7 +760,8 @@ def bench(
 def _print_standings(suite: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     """Methods by budgets, in the order of their mean."""
     figures = {(line["method"], line["budget"]): line for line in lines}
-    shown = Table(f"{suite.metric.upper()}, test", *(f"1/{1 / b:g}" for b in suite.budgets), "full")
+    heads = (f"1/{1 / b:g}" for b in suite.budgets)
+    shown = Table(f"{suite.metric.upper()}, test", *heads, "any size")
 
     def cell(method: str, budget: float | None) -> str:
         line = figures.get((method, budget))

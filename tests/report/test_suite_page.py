@@ -208,6 +208,65 @@ def test_the_ranking_shows_figures_bytes_and_holes(page: Page) -> None:
     assert "By mean rank, clustered tables are 2nd of 3" in page.text
 
 
+def test_peers_stand_like_full_tables(suite: SuiteContent) -> None:
+    peers = {"svd": 0.82, "als": 0.81}
+    content = replace(
+        suite,
+        peers=["als", "svd", "nmf"],
+        standings=[
+            *suite.standings,
+            *(
+                standing(name, None, mean, total_bytes=2 * FULL_BYTES)
+                for name, mean in peers.items()
+            ),
+        ],
+        comparisons=[
+            *suite.comparisons,
+            *(
+                comparison("svd", budget, ours, 0.82, "binary", 0.003)
+                for budget, ours in zip(suite.budgets, (0.78, 0.80, 0.83), strict=True)
+            ),
+        ],
+        missing=[
+            *suite.missing,
+            {"method": "nmf", "budget": None, "status": "failed", "error": "not installed"},
+        ],
+        cold=[*COLD, *cold_lines("users_at_most_5", 312, {("svd", None): 0.711})],
+    )
+    page = Page(render_suite_page(content))
+    text = page.text.replace("\xa0", " ")
+    assert "The best of 2 from other packages, svd, reaches AUC 0.820 ± 0.002 in 2.0 MB" in text
+    assert "it, clustered tables win at 10 % and lose at 1 % and 5 % of the bytes of full" in text
+    start = next(n for n, row in enumerate(page.rows) if row[0] == "full tables")
+    assert page.rows[start + 1 : start + 3] == [
+        [name, "", f"{mean:.3f}\xa0±\xa00.002 at a size of its own2\xa0MB / 1\xa0MB", "12"]
+        for name, mean in peers.items()
+    ]
+    # They are no methods at equal bytes: of ranks, counts and columns they are no part.
+    assert "By mean rank, clustered tables are 2nd of 3" in page.text
+    assert "Method by method at equal bytes: 3 wins, 1 tie, 1 loss" in page.text
+    start = next(n for n, row in enumerate(page.rows) if row[0] == "ours against")
+    rows = {row[0]: row[1:] for row in page.rows[start + 1 : start + 6]}
+    assert rows["svd"][2] == "win +0.010+0.007 to +0.013"
+    assert ["svd", "0.711"] in page.rows
+    assert ["nmf", "all", "failed", "not installed"] in page.rows
+    assert "scores rank the items of a user and are no probabilities" in page.text
+    (layout, *_) = page.charts["bytes-total"]["layouts"]
+    texts = [one["text"] for one in layout["annotations"]]
+    assert {"full tables, 0.850", "svd, 0.820"} <= set(texts)
+    assert "als, 0.810" not in texts
+    hovers = [
+        trace["hovertemplate"]
+        for trace in page.charts["bytes-total"]["data"]
+        if "svd" in str(trace.get("hovertemplate"))
+    ]
+    assert hovers
+    assert "2.0 times larger than full" in hovers[0]
+    twice = replace(content, standings=[*content.standings, standing("svd", None, 0.8)])
+    with pytest.raises(DataError, match="svd has two standings"):
+        read_content(twice)
+
+
 def test_wins_ties_and_losses_are_all_shown(page: Page) -> None:
     assert "Method by method at equal bytes: 3 wins, 1 tie, 1 loss" in page.text
     start = next(n for n, row in enumerate(page.rows) if row[0] == "ours against")

@@ -12,6 +12,8 @@ A budget is a share of the bytes of full float32 tables, and covers all that ser
 bytes: rows, codes, personal vectors). `trials.parquet` has a line for every trial and every final
 run; `predictions/` has what each predicts for the test events, for paired comparisons;
 `suite.toml` is the suite itself.
+
+Full tables and peers (peers.py) have no budget: they are as large as they are, and run once a seed.
 """
 
 from __future__ import annotations
@@ -29,10 +31,18 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import tomli_w
+from torch import nn
 
-from celrec.core.memory import memory_report
+from celrec.core.memory import MemoryReport, memory_report
 from celrec.data.catalog import CATALOG
-from celrec.errors import ArgumentError, ConfigError, check_count, check_number, nearest_name
+from celrec.errors import (
+    ArgumentError,
+    ConfigError,
+    MissingExtraError,
+    check_count,
+    check_number,
+    nearest_name,
+)
 from celrec.experiments.build import (
     Parts,
     build_model,
@@ -43,6 +53,7 @@ from celrec.experiments.build import (
 )
 from celrec.experiments.config import CLUSTERED, RunConfig, merged
 from celrec.experiments.jobs import Job, Jobs, current_commit
+from celrec.experiments.peers import PEERS, fit_peer
 from celrec.experiments.run import (
     check_device,
     device_name,
@@ -62,7 +73,13 @@ SUITE_FILE = "suite.toml"
 _PACKAGES = ("celrec", "torch", "numpy", "polars", "scikit-learn", "optuna")
 
 Space = Mapping[str, Mapping[str, Any]]
-"""Dotted key of a RunConfig -> {"low", "high"} (logarithmic), or {"choices"}."""
+"""Dotted key of a RunConfig, or of a peer ("peer.n_factors") -> {"low", "high"} (logarithmic;
+with "int" = true, whole numbers), or {"choices"}."""
+
+
+def has_budget(method: str) -> bool:
+    """Whether a method can be made as small as asked; full tables and peers cannot."""
+    return method != FULL and method not in PEERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +91,11 @@ class SuiteConfig:
     tuning_budget : one of them, at which settings are chosen
     trials : >= 1, of tuning, for each method
     seeds : of the final runs; where the partition is random it changes with them
-    methods : kinds of embeddings, as `--embedding` takes them; "full" once, at no budget
+    methods : kinds of embeddings, as `--embedding` takes them, and peers; "full" and peers once,
+        at no budget
     common : values of a RunConfig, for all
-    search : what is tuned, for all methods
-    settings, searches : by method, what differs
+    search : what is tuned, for all methods but peers
+    settings, searches : by method, what differs; a peer's own settings are in its table "peer"
     """
 
     name: str
@@ -189,13 +207,16 @@ class SuiteConfig:
         return FIGURE_OF_TASK[self.task][0]
 
     def space_of(self, method: str) -> Space:
-        """What is tuned of a method. A search of its own replaces the common one."""
-        return self.searches.get(method, self.search)
+        """What is tuned of a method. A search of its own replaces the common one, which says
+        nothing to peers.
+        """
+        return self.searches.get(method, {} if method in PEERS else self.search)
 
     def run_values(
         self, method: str, chosen: Mapping[str, Any], seed: int, *, is_final: bool
     ) -> dict[str, Any]:
-        """The values of a run's configuration, without its size; checked.
+        """The values of a run's configuration, without its size; checked. A peer's settings are
+        among them, as "peer".
 
         chosen : dotted keys to values, from tuning
         """
@@ -204,14 +225,32 @@ class SuiteConfig:
         for key, value in chosen.items():
             values = merged(values, _nested(key, value))
         values = merged(values, {"partition": {"merge_validation": is_final}})
-        RunConfig.from_values(values)
+        config_of(values)
         return values
+
+
+def config_of(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration that `run_values` gives; of a peer, that of full tables on its data.
+
+    raises : ConfigError; ArgumentError for a peer of another task
+    """
+    method = values["embedding"]["kind"]
+    if method not in PEERS:
+        return RunConfig.from_values(values)
+    ours = {key: value for key, value in values.items() if key != "peer"}
+    config = RunConfig.from_values(merged(ours, {"embedding": {"kind": FULL}}))
+    PEERS[method].check_task(config.task)
+    return config
 
 
 def _checked_space(space: Space) -> Space:
     for key, one in space.items():
-        if set(one) not in ({"low", "high"}, {"choices"}):
-            raise ConfigError(f"search of {key!r} is {dict(one)}; wanted low and high, or choices")
+        is_range = set(one) - {"int"} == {"low", "high"} and isinstance(one.get("int", False), bool)
+        if not is_range and set(one) != {"choices"}:
+            raise ConfigError(
+                f"search of {key!r} is {dict(one)}; wanted low and high, or choices; whole "
+                "numbers with int = true"
+            )
     return space
 
 
@@ -232,14 +271,16 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 class Outcome:
     """What one training came to.
 
-    figures : of the scored data, with cold slices        epochs : trained, or best on validation
+    config : as TOML
+    figures : of the scored data, with cold slices        epochs : trained, or best on validation;
+        None for peers, whose settings say it
     prediction : float32 (n,) of the scored events
     """
 
-    config: RunConfig
+    config: str
     figures: Metrics
     memory: dict[str, Any]
-    epochs: int
+    epochs: int | None
     seconds: float
     prediction: np.ndarray
     fingerprint: str
@@ -256,28 +297,39 @@ def train_once(values: Mapping[str, Any], budget: float | None, device: str = "c
     raises : ArgumentError if the method cannot be as small
     """
     began = perf_counter()
-    config = RunConfig.from_values(values)
+    config = config_of(values)
     interactions = load_interactions(config)
+    name = values["embedding"]["kind"]
     if budget is not None:
         config = RunConfig.from_values(
             merged(values, _size(config, budget, interactions.num_users, interactions.num_items))
         )
     config = completed(config, interactions)
     parts = divide(config, interactions)
-    model = build_model(config, interactions.num_users, interactions.num_items)
-    initialise(model, config, parts.train)
-    trainer = make_trainer(config, model, device=device)
-    is_clustered = config.embedding.kind in CLUSTERED
-    result = trainer.fit(parts.train, None if is_clustered else parts.validation)
-    model.cpu()
+    model: nn.Module
+    epochs = None
+    if name in PEERS:
+        settings = values.get("peer", {})
+        model = fit_peer(name, parts.train, settings, config.seed)
+        full = _full_tables(config, interactions.num_users, interactions.num_items)
+        memory: dict[str, Any] = model.memory() | {"full_table_bytes": full.total_bytes}
+        text = _peer_toml(config, name, settings)
+    else:
+        model = build_model(config, interactions.num_users, interactions.num_items)
+        initialise(model, config, parts.train)
+        trainer = make_trainer(config, model, device=device)
+        is_clustered = config.embedding.kind in CLUSTERED
+        result = trainer.fit(parts.train, None if is_clustered else parts.validation)
+        model.cpu()
+        epochs = result.best_epoch or result.num_epochs
+        memory, text = memory_report(model).as_dict(), config.to_toml()
     scored = parts.test if parts.validation is None else parts.validation
     prediction = predict(model, scored)
     user_counts, item_counts = counts_in(parts.train, scored)
-    memory = memory_report(model).as_dict()
     if budget is not None and memory["total_bytes"] > budget * memory["full_table_bytes"]:
-        raise AssertionError(f"{config.embedding.kind} takes more than its budget of {budget:g}")
+        raise AssertionError(f"{name} takes more than its budget of {budget:g}")
     return Outcome(
-        config=config,
+        config=text,
         figures=evaluate(
             prediction.double().numpy(),
             scored.label,
@@ -286,7 +338,7 @@ def train_once(values: Mapping[str, Any], budget: float | None, device: str = "c
             item_counts=item_counts,
         ),
         memory=memory,
-        epochs=result.best_epoch or result.num_epochs,
+        epochs=epochs,
         seconds=perf_counter() - began,
         prediction=prediction.float().numpy(),
         fingerprint=interactions.fingerprint(),
@@ -295,16 +347,7 @@ def train_once(values: Mapping[str, Any], budget: float | None, device: str = "c
 
 def _size(config: RunConfig, budget: float, num_users: int, num_items: int) -> dict[str, Any]:
     """The values that give tables a share of the full ones' bytes."""
-    model = build_model(
-        RunConfig.from_values(
-            {"data": {"source": "any"}, "task": {"kind": config.task.kind}}
-            | {"model": {"kind": config.model.kind, "width": config.model.width}}
-            | {"embedding": {"kind": "full"}}
-        ),
-        num_users,
-        num_items,
-    )
-    full = memory_report(model)
+    full = _full_tables(config, num_users, num_items)
     num_entities = sum(table.num_entities for table in full.tables)
     num_bytes = budget * full.total_bytes
     if config.embedding.kind == "paper-cel":  # rows, and one byte for each entity
@@ -321,6 +364,27 @@ def _size(config: RunConfig, budget: float, num_users: int, num_items: int) -> d
     return {"encoding": {"bytes_per_entity": num_bytes / num_entities}}
 
 
+def _full_tables(config: RunConfig, num_users: int, num_items: int) -> MemoryReport:
+    """What the full tables of a configuration's model take."""
+    model = build_model(
+        RunConfig.from_values(
+            {"data": {"source": "any"}, "task": {"kind": config.task.kind}}
+            | {"model": {"kind": config.model.kind, "width": config.model.width}}
+            | {"embedding": {"kind": FULL}}
+        ),
+        num_users,
+        num_items,
+    )
+    return memory_report(model)
+
+
+def _peer_toml(config: RunConfig, name: str, settings: Mapping[str, Any]) -> str:
+    """What a peer's run depends on."""
+    values = tomllib.loads(config.to_toml())
+    kept = {key: values[key] for key in ("seed", "data", "task", "partition")}
+    return tomli_w.dumps(kept | {"peer": {"name": name, **settings}})
+
+
 def tune(
     suite: SuiteConfig, method: str, folder: Path, device: str = "cpu"
 ) -> list[dict[str, Any]]:
@@ -329,12 +393,13 @@ def tune(
     A method that cannot be as small as the tuning budget is tuned at the next one that it fits.
 
     returns : a line for each
+    raises : MissingExtraError for a method that needs a package which is not there
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     larger = sorted(budget for budget in suite.budgets if budget > suite.tuning_budget)
-    budget, larger = (None, []) if method == FULL else (suite.tuning_budget, larger)
+    budget, larger = (suite.tuning_budget, larger) if has_budget(method) else (None, [])
     space = suite.space_of(method)
     metric, sign = FIGURE_OF_TASK[suite.task]
     distributions = {key: _distribution(one) for key, one in space.items()}
@@ -379,11 +444,13 @@ def _attempt(
         if kept["made_of"] == made_of:
             return dict(kept["line"])
     line = _line(suite.name, method, "trial", budget, suite.seeds[0])
-    line["device"] = device_name(device)
+    line["device"] = _device_name(method, device)
     try:
         line |= _figures(train_once(values, budget, device))
     except (ArgumentError, ConfigError) as error:
         line |= {"status": "does not fit", "error": str(error)}
+    except MissingExtraError:  # nothing to keep: once it is installed, trials run
+        raise
     except Exception as error:  # whatever it is, other trials go on
         line |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     write_text(file, json.dumps({"made_of": made_of, "line": line}))
@@ -402,8 +469,9 @@ def run_final(
 
     suite : its name        chosen : the settings that tuning found, as JSON, for the record
     """
-    line = _line(suite, values["embedding"]["kind"], "final", budget, values["seed"])
-    line["device"] = device_name(device)
+    method = values["embedding"]["kind"]
+    line = _line(suite, method, "final", budget, values["seed"])
+    line["device"] = _device_name(method, device)
     try:
         outcome = train_once(values, budget, device)
     except (ArgumentError, ConfigError) as error:
@@ -422,8 +490,17 @@ def _line(suite: str, method: str, kind: str, budget: float | None, seed: int) -
         "status": "done",
         "error": None,
         "commit": current_commit(),
-        "versions": json.dumps(versions(_PACKAGES)),
+        "versions": json.dumps(versions(_PACKAGES) | _peer_version(method)),
     }
+
+
+def _device_name(method: str, device: str) -> str:
+    """Peers train on the processor, whatever a suite runs on."""
+    return device_name("cpu" if method in PEERS else device)
+
+
+def _peer_version(method: str) -> dict[str, str]:
+    return PEERS[method].version() if method in PEERS else {}
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
@@ -436,7 +513,7 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
         "figures": json.dumps(outcome.figures),
         "epochs": outcome.epochs,
         "seconds": outcome.seconds,
-        "config": outcome.config.to_toml(),
+        "config": outcome.config,
         "data_fingerprint": outcome.fingerprint,
     }
 
@@ -446,6 +523,8 @@ def _distribution(one: Mapping[str, Any]) -> Any:
 
     if "choices" in one:
         return optuna.distributions.CategoricalDistribution(tuple(one["choices"]))
+    if one.get("int"):
+        return optuna.distributions.IntDistribution(one["low"], one["high"], log=True)
     return optuna.distributions.FloatDistribution(one["low"], one["high"], log=True)
 
 
@@ -513,16 +592,17 @@ def _final_jobs(
     """A job for each budget and seed, with the settings of the best trial."""
     best = best_trial(trials)
     if best is None:  # nothing fitted at the tuning budget: defaults
-        default = RunConfig.from_values(suite.run_values(method, {}, 0, is_final=False))
+        default = config_of(suite.run_values(method, {}, 0, is_final=False))
         chosen, epochs = {}, default.training.epochs
     else:
         chosen, epochs = json.loads(best["chosen"]), best["epochs"]
     jobs = {}
-    for budget in (None,) if method == FULL else suite.budgets:
+    for budget in suite.budgets if has_budget(method) else (None,):
         for seed in suite.seeds:
             name = f"{method}-{budget or 1:g}-{seed}"
             values = suite.run_values(method, chosen, seed, is_final=True)
-            values = merged(values, {"training": {"epochs": epochs, "patience": False}})
+            if method not in PEERS:
+                values = merged(values, {"training": {"epochs": epochs, "patience": False}})
             arguments = (suite.name, values, budget, json.dumps(chosen))
             aside = (folder / "predictions" / f"{name}.npz", device)
             jobs[name] = Job(run_final, arguments, aside)
@@ -541,7 +621,7 @@ def best_trial(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def final_parts(suite: SuiteConfig, seed: int) -> Parts:
     """What final runs with a seed train on, and what they predict, in the order of predictions."""
-    config = RunConfig.from_values(suite.run_values(suite.methods[0], {}, seed, is_final=True))
+    config = config_of(suite.run_values(suite.methods[0], {}, seed, is_final=True))
     interactions = load_interactions(config)
     return divide(completed(config, interactions), interactions)
 

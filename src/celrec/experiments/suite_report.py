@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from celrec.experiments.peers import PEERS
 from celrec.experiments.suite import SUITE_FILE, SuiteConfig
 from celrec.experiments.suite_results import (
     MIN_COLD_EVENTS,
@@ -64,6 +65,7 @@ def report_suite(
         missing=missing.unique().to_dicts(),
         cold=cold_lines(trials, suite.metric),
         ours=OURS,
+        peers=[method for method in suite.methods if method in PEERS],
         trials=suite.trials,
         tuning_budget=suite.tuning_budget,
         tie=TIE[suite.task],

@@ -20,7 +20,7 @@ import polars as pl
 from sklearn.metrics import roc_auc_score
 
 from celrec.errors import CheckpointError
-from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, final_parts
+from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, final_parts, has_budget
 from celrec.losses import Task
 from celrec.training.evaluation import counts_in
 
@@ -52,7 +52,7 @@ EVERY_EVENT = Slice("user", 0, sys.maxsize)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against another method at one budget (against full tables: of any size).
+    """Ours at one budget against another method at the same (full tables and peers: of any size).
 
     gain : how far ours is ahead: AUC, or the share of the other's squared error that it saves
     low, high : its 95 % interval
@@ -83,8 +83,8 @@ def standings(trials: pl.DataFrame, metric: str) -> pl.DataFrame:
     """Mean and spread of the final runs, by method and budget, the best first at each budget.
 
     metric : "auc" or "mse"
-    returns : method, budget (null for full), mean, std, runs, table_bytes, total_bytes,
-        full_table_bytes, seconds
+    returns : method, budget (null for full tables and peers), mean, std, runs, table_bytes,
+        total_bytes, full_table_bytes, seconds
     """
     done = trials.filter((pl.col("kind") == "final") & (pl.col("status") == "done"))
     sizes = ("table_bytes", "total_bytes", "full_table_bytes", "seconds")
@@ -166,7 +166,7 @@ class _Predictions:
     ) -> Comparison | None:
         """Ours against a method on a slice; None where one of them lacks a run."""
         ours = self.draws(OURS, budget, events)
-        other = self.draws(method, None if method == FULL else budget, events)
+        other = self.draws(method, budget if has_budget(method) else None, events)
         if ours is None or other is None:
             return None
         gains = ours - other if self.task == "binary" else 1 - ours / other

@@ -61,7 +61,6 @@ def suite_chart(suite: Suite, by: Literal["total", "table"], width: int) -> go.F
             if one is not None
         ]
         lines.append(_Line(method, tuple(dot for dot in dots if dot.x > 0)))
-    full = suite.full
     figure = empty_figure(
         width,
         500 if width >= _WIDE else 420,
@@ -70,17 +69,17 @@ def suite_chart(suite: Suite, by: Literal["total", "table"], width: int) -> go.F
         bottom=64,
         top=12,
     )
-    level = _Level(full.mean, full.std, _hover(suite, full)) if full else None
+    levels = _levels(suite)
     kind = "all bytes" if by == "total" else "bytes of rows alone"
-    _draw(figure, suite, lines, level, has_names=True)
-    if full is not None:
+    _draw(figure, suite, lines, levels, has_names=True)
+    for place, level in enumerate(levels):  # side by side: they may be as high as each other
         figure.add_annotation(
-            x=0,
+            x=place / len(levels),
             xref="paper",
             xshift=6,
-            y=full.mean,
+            y=level.y,
             yshift=9,
-            text=f"full tables, {full.mean:.3f}",
+            text=safe(level.name),
             showarrow=False,
             xanchor="left",
             font={"size": 12, "color": COLOURS["full"][0]},
@@ -106,8 +105,7 @@ def num_outside(suite: Suite) -> int:
         )
         for method in suite.methods
     ]
-    level = _Level(suite.full.mean, suite.full.std, "") if suite.full else None
-    low, high = _y_range(suite, lines, level)
+    low, high = _y_range(suite, lines, _levels(suite))
     return sum(any(not low <= dot.y <= high for dot in line.dots) for line in lines)
 
 
@@ -140,8 +138,8 @@ def slice_chart(
         )
         for method in suite.methods
     ]
-    level = None if full is None else _Level(full, None, f"full tables: {full:.3f}")
-    _draw(figure, suite, lines, level, has_names=False, y_range=y_range)
+    levels = [] if full is None else [_Level(full, None, f"full tables: {full:.3f}")]
+    _draw(figure, suite, lines, levels, has_names=False, y_range=y_range)
     figure.update_xaxes(title_text="budget")
     figure.update_yaxes(title_text=figure_name(suite.task), nticks=6)
     return figure
@@ -161,7 +159,7 @@ def slices_range(
     ]
     levels = [full for _, full in slices if full is not None]
     lines += [_Line(suite.ours, (_Dot(1.0, full, None, ""),)) for full in levels]
-    return _y_range(suite, lines, None)
+    return _y_range(suite, lines, [])
 
 
 # --- lines ---------------------------------------------------------------------------------------
@@ -185,18 +183,28 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Level:
-    """Full tables: one figure, whatever the budget."""
+    """A method of any size: one figure, whatever the budget."""
 
     y: float
     std: float | None
     hover: str
+    name: str = ""
+
+
+def _levels(suite: Suite) -> list[_Level]:
+    """Full tables, and the best peer."""
+    return [
+        _Level(one.mean, one.std, _hover(suite, one), f"{suite.label(one.method)}, {one.mean:.3f}")
+        for one in (suite.full, *suite.peers[:1])
+        if one is not None
+    ]
 
 
 def _draw(
     figure: go.Figure,
     suite: Suite,
     lines: Sequence[_Line],
-    level: _Level | None,
+    levels: Sequence[_Level],
     *,
     has_names: bool,
     y_range: Sequence[float] | None = None,
@@ -208,8 +216,8 @@ def _draw(
     # Room at the right for the lines that lead to names.
     room = 0.035 * max(0.7, math.log10(max(x_values) / min(x_values)))
     ends = (math.log10(min(x_values)) - room, math.log10(max(x_values)) + 1.6 * room)
-    y_range = y_range or _y_range(suite, lines, level)
-    if level is not None:
+    y_range = y_range or _y_range(suite, lines, levels)
+    for level in levels:
         _add_level(figure, level, ends)
     for line in reversed([line for line in lines if line.method not in roles]):
         _add_line(figure, line, QUIET, width=1, size=4, opacity=0.32)
@@ -228,7 +236,7 @@ def _draw(
     figure.update_yaxes(range=y_range)
 
 
-def _y_range(suite: Suite, lines: Sequence[_Line], level: _Level | None) -> list[float]:
+def _y_range(suite: Suite, lines: Sequence[_Line], levels: Sequence[_Level]) -> list[float]:
     """All of what has a name; grey lines stretch it a little towards the worse, no further."""
     roles = roles_of(suite)
     named = [
@@ -238,7 +246,7 @@ def _y_range(suite: Suite, lines: Sequence[_Line], level: _Level | None) -> list
         for dot in line.dots
         for sign in (1, -1)
     ]
-    if level is not None:
+    for level in levels:
         named += [level.y + (level.std or 0.0), level.y - (level.std or 0.0)]
     every = [dot.y for line in lines for dot in line.dots] + named
     if not every:
@@ -366,12 +374,22 @@ def _set_ticks(figure: go.Figure, suite: Suite, ends: Sequence[float]) -> None:
     figure.update_xaxes(tickvals=ticks, ticktext=texts)
 
 
+def _against_full(share: float) -> str:
+    """
+    >>> _against_full(0.01), _against_full(1.0), _against_full(13.0)
+    ('100 times smaller than full', '1.0 times smaller than full', '13 times larger than full')
+    """
+    if share > 1:
+        return f"{times(share)} times larger than full"
+    return f"{times(1 / share)} times smaller than full"
+
+
 def _hover(suite: Suite, one: Standing) -> str:
     seeds = f", {one.runs} seed{'' if one.runs == 1 else 's'}"
     lines = [
         suite.label(one.method) + ("" if one.budget is None else f" at {share(one.budget)}"),
         f"{figure_name(suite.task)} {plus_minus(one.mean, one.std)}{seeds}",
-        f"{readable_bytes(one.total_bytes)}, {times(1 / one.total_share)} times smaller than full",
+        f"{readable_bytes(one.total_bytes)}, {_against_full(one.total_share)}",
         f"{readable_bytes(one.table_bytes)} of these in rows",
     ]
     if one.seconds is not None:

@@ -31,8 +31,8 @@ class SuiteContent:
     seeds : of the final runs
     budgets : in (0, 1], shares of the bytes of full float32 tables
     standings : the final runs of a method at a budget, averaged over seeds: method, budget (None
-        for full tables), mean, std (or None), runs, table_bytes, total_bytes, full_table_bytes,
-        seconds (or None)
+        for full tables and peers), mean, std (or None), runs, table_bytes, total_bytes,
+        full_table_bytes, seconds (or None)
     comparisons : ours against a method at a budget: method, budget, gain (of AUC, or the share of
         the other's squared error that ours saves), low, high (its 95 % interval), verdict ("win",
         "tie" or "loss": ours)
@@ -41,6 +41,7 @@ class SuiteContent:
     cold : figures on a slice of the test events: slice (as in metrics.json: "users_at_most_5"),
         num_events, method, budget, mean (or None: too few events)
     ours, full : which methods these are
+    peers : methods of other packages; like full tables they are of any size, and have one figure
     trials, tuning_budget : how many trials each method had, at which budget; None: not said
     tie : the largest gain of a tie, in the unit of gains; None: not said
     facts : more about the runs, as (what, value): versions, hardware
@@ -59,6 +60,7 @@ class SuiteContent:
     cold: Sequence[Mapping[str, Any]] = ()
     ours: str = "clustered"
     full: str = "full"
+    peers: Sequence[str] = ()
     trials: int | None = None
     tuning_budget: float | None = None
     tie: float | None = None
@@ -118,9 +120,10 @@ class Suite:
     """A suite as the page reads it.
 
     budgets : the smallest first
-    methods : all but full tables, in the order of their mean rank; those without a figure last
+    methods : all that have budgets, in the order of their mean rank; those without a figure last
     standings[method, budget], verdicts[method, budget]
     full : None if full tables have no figure
+    peers : those that have a figure, the best first
     missing : in the order of methods
     """
 
@@ -131,6 +134,7 @@ class Suite:
     standings: Mapping[tuple[str, float], Standing]
     verdicts: Mapping[tuple[str, float], Verdict]
     full: Standing | None
+    peers: tuple[Standing, ...]
     missing: tuple[NotDone, ...]
 
     @property
@@ -143,8 +147,16 @@ class Suite:
 
     @property
     def others(self) -> tuple[str, ...]:
-        """All but ours and full tables, the best first."""
+        """All but ours that have budgets, the best first."""
         return tuple(method for method in self.methods if method != self.ours)
+
+    @property
+    def any_size(self) -> tuple[Standing, ...]:
+        """Full tables and peers that have a figure."""
+        return (*([] if self.full is None else [self.full]), *self.peers)
+
+    def has_budget(self, method: str) -> bool:
+        return method != self.content.full and method not in self.content.peers
 
     def label(self, method: str) -> str:
         return "full tables" if method == self.content.full else method
@@ -212,13 +224,17 @@ def read_content(content: SuiteContent) -> Suite:
     if not content.budgets or len(set(content.budgets)) < len(content.budgets):
         raise DataError(f"budgets are {list(content.budgets)}; wanted at least one, none twice")
     standings: dict[tuple[str, float], Standing] = {}
-    full = None
+    any_size: dict[str, Standing] = {}
+    unbounded = {
+        content.full: "full tables have",
+        **{peer: f"{peer} has" for peer in content.peers},
+    }
     for line in content.standings:
         one = _standing(line)
-        if one.method == content.full:
-            if full is not None:
-                raise DataError("full tables have two standings; wanted one")
-            full = one
+        if one.method in unbounded:
+            if one.method in any_size:
+                raise DataError(f"{unbounded[one.method]} two standings; wanted one")
+            any_size[one.method] = one
             continue
         _check_budget(content, one.method, one.budget)
         assert one.budget is not None
@@ -229,10 +245,12 @@ def read_content(content: SuiteContent) -> Suite:
             )
         standings[one.method, one.budget] = one
     named = [line["method"] for line in (*content.standings, *content.missing)]
-    methods = [name for name in dict.fromkeys(named) if name != content.full]
+    methods = [name for name in dict.fromkeys(named) if name not in unbounded]
     mean_rank = _mean_ranks(content, methods, standings)
     # A sort keeps the order of equals.
     methods.sort(key=lambda method: mean_rank.get(method, math.inf))
+    full = any_size.pop(content.full, None)
+    peers = sorted(any_size.values(), key=lambda one: one.mean, reverse=content.task == "binary")
     return Suite(
         content=content,
         budgets=tuple(sorted(content.budgets)),
@@ -241,6 +259,7 @@ def read_content(content: SuiteContent) -> Suite:
         standings=standings,
         verdicts=_verdicts(content),
         full=full,
+        peers=tuple(peers),
         missing=_missing(content, methods, standings),
     )
 

@@ -36,6 +36,7 @@ from celrec.report.suite_words import (
     interval,
     measured,
     missing_title,
+    peer_sentence,
     ranking_note,
     ranking_title,
     share,
@@ -79,7 +80,7 @@ def render_suite_page(content: SuiteContent) -> str:
         styles=("page.css", "suite_page.css"),
         title=f"{content.name}: methods at equal bytes",
         headline=headline(suite),
-        full_sentence=full_sentence(suite),
+        any_size_sentence=" ".join(filter(None, (full_sentence(suite), peer_sentence(suite)))),
         figure=figure_name(suite.task),
         bytes_charts=charts,
         has_grey=len(suite.mean_rank) > len(roles_of(suite)),
@@ -89,7 +90,7 @@ def render_suite_page(content: SuiteContent) -> str:
         ranking_note=ranking_note(suite),
         columns=_columns(suite),
         ranking=_ranking(suite),
-        reference=_reference(suite),
+        references=_references(suite),
         verdicts=verdicts,
         verdicts_note=verdicts_note(suite),
         cold=cold,
@@ -189,11 +190,29 @@ def _no_figure(suite: Suite, method: str, budget: float) -> _Cell:
     return _Cell("–", title=title, kind="none")
 
 
-def _reference(suite: Suite) -> _Cell | None:
-    """Full tables, as the last line of the ranking."""
-    if suite.full is None:
-        return None
-    return _figure(suite, suite.full, is_best=False)
+@dataclass(frozen=True)
+class _Reference:
+    """A method of any size; one cell goes over all budgets."""
+
+    method: str
+    role: str
+    cell: _Cell
+    size: str
+    seconds: str
+
+
+def _references(suite: Suite) -> list[_Reference]:
+    """Full tables and peers, as the last lines of the ranking."""
+    return [
+        _Reference(
+            suite.label(one.method),
+            "full" if one is suite.full else "",
+            _figure(suite, one, is_best=False),
+            "with all bytes" if one is suite.full else "at a size of its own",
+            f"{one.seconds:,.0f}" if one.seconds is not None and one is not suite.full else "",
+        )
+        for one in suite.any_size
+    ]
 
 
 # --- wins, ties and losses -----------------------------------------------------------------------
@@ -219,17 +238,23 @@ def _verdicts(suite: Suite) -> _Verdicts | None:
         return None
     full = suite.content.full
     compared = {method for method, _ in suite.verdicts}
-    equal = [one for one in suite.verdicts.values() if one.method != full]
+    any_size = [full, *(one.method for one in suite.peers)]
+    any_size += sorted(m for m in compared if not suite.has_budget(m) and m not in any_size)
+    equal = [one for one in suite.verdicts.values() if suite.has_budget(one.method)]
     counts = [
         [sum((one.budget, one.verdict) == (b, verdict) for one in equal) for verdict in _VERDICTS]
         for b in suite.budgets
     ]
     roles = {**roles_of(suite), full: "full"}
     # A method may be compared and have no standing.
-    order = [*suite.others, *sorted(compared - {full, *suite.others}), full]
+    order = [*suite.others, *sorted(compared - {*any_size, *suite.others}), *any_size]
     total = [sum(column) for column in zip(*counts, strict=True)]
     return _Verdicts(
-        title=verdicts_title(total) if equal else "Against full tables",
+        title=verdicts_title(total)
+        if equal
+        else "Against full tables"
+        if compared == {full}
+        else "Against methods of any size",
         counts=counts,
         counts_in_words=[verdict_counts(count) for count in counts],
         total=total,
@@ -252,7 +277,7 @@ def _verdicts(suite: Suite) -> _Verdicts | None:
 def _verdict(suite: Suite, method: str, budget: float) -> _Cell:
     one = suite.verdicts.get((method, budget))
     if one is None:
-        if method == suite.content.full:
+        if not suite.has_budget(method):
             return _Cell("–", title="not compared", kind="none")
         lacking = method if (method, budget) not in suite.standings else suite.ours
         if (lacking, budget) in suite.standings:
@@ -272,13 +297,15 @@ def _verdict(suite: Suite, method: str, budget: float) -> _Cell:
 @dataclass(frozen=True)
 class _Slice:
     """
-    rows : a line per method, full tables last
+    rows : a line per method
+    any_size : full tables and peers, with their one figure
     """
 
     name: str
     num_events: str
     chart: Chart
     rows: list[_Row]
+    any_size: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -291,7 +318,7 @@ class _Cold:
 def _cold(suite: Suite) -> _Cold:
     """Slices in the order they are given in; those without any figure are left out."""
     found: dict[str, dict[tuple[str, float], float]] = {}
-    full: dict[str, float] = {}
+    any_size: dict[str, dict[str, float]] = {}
     events: dict[str, set[int]] = {}
     for line in suite.content.cold:
         mean = number_or_none(line["mean"])
@@ -300,10 +327,15 @@ def _cold(suite: Suite) -> _Cold:
         name = line["slice"]
         events.setdefault(name, set()).add(line["num_events"])
         figures = found.setdefault(name, {})
-        if line["method"] == suite.content.full:
-            full[name] = mean
+        if not suite.has_budget(line["method"]):
+            any_size.setdefault(name, {})[line["method"]] = mean
         else:
             figures[line["method"], line["budget"]] = mean
+    full = {
+        name: figures[suite.content.full]
+        for name, figures in any_size.items()
+        if suite.content.full in figures
+    }
     y_range = slices_range(suite, [(figures, full.get(name)) for name, figures in found.items()])
     num_best = num_cases = 0
     for figures in found.values():
@@ -325,7 +357,13 @@ def _cold(suite: Suite) -> _Cold:
             ),
             _PART_WIDTHS,
         )
-        slices.append(_Slice(slice_name(name), text, chart, _slice_rows(suite, figures)))
+        others = [
+            (suite.label(one.method), f"{any_size[name][one.method]:.3f}")
+            for one in suite.any_size
+            if one.method in any_size.get(name, {})
+        ]
+        rows = _slice_rows(suite, figures)
+        slices.append(_Slice(slice_name(name), text, chart, rows, others))
     return _Cold(cold_title(num_best, num_cases, suite), slices, bool(full))
 
 

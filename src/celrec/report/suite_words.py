@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from celrec.report.suite_content import NotDone, Suite
+from celrec.report.suite_content import NotDone, Standing, Suite
 from celrec.report.words import figure_name, plus_minus, readable_bytes, times
 
 _MANY = 3
@@ -53,24 +53,41 @@ def full_sentence(suite: Suite) -> str:
     """What full tables reach, and how ours stands to them; "" without full tables."""
     if suite.full is None:
         return ""
-    full = suite.full
-    size = readable_bytes(full.total_bytes)
-    reach = f"{figure_name(suite.task)} {plus_minus(full.mean, full.std)}"
+    clauses = _against(suite, suite.full)
+    rest = f"; against them, {_ours(suite)} {clauses} of their bytes" if clauses else ""
+    return f"Full tables reach {_reach(suite, suite.full)}{rest}."
+
+
+def peer_sentence(suite: Suite) -> str:
+    """What the best peer reaches, and how ours stands to it; "" without peers."""
+    if not suite.peers:
+        return ""
+    best = suite.peers[0]
+    clauses = _against(suite, best)
+    rest = f"; against it, {_ours(suite)} {clauses} of the bytes of full tables" if clauses else ""
+    who = f"From another package, {best.method}"
+    if len(suite.peers) > 1:
+        who = f"The best of {len(suite.peers)} from other packages, {best.method},"
+    return f"{who} reaches {_reach(suite, best)}{rest}."
+
+
+def _reach(suite: Suite, one: Standing) -> str:
+    size = readable_bytes(one.total_bytes)
+    return f"{figure_name(suite.task)} {plus_minus(one.mean, one.std)} in {size}"
+
+
+def _against(suite: Suite, other: Standing) -> str:
+    """At which budgets ours wins, ties and loses; "" where nothing is compared."""
     verdicts = {
         name: [
             budget
             for budget in suite.budgets
-            if (one := suite.verdicts.get((suite.content.full, budget))) and one.verdict == verdict
+            if (one := suite.verdicts.get((other.method, budget))) and one.verdict == verdict
         ]
         for name, verdict in (("win", "win"), ("tie", "tie"), ("lose", "loss"))
     }
     clauses = [f"{name} at {shares(found)}" for name, found in verdicts.items() if found]
-    if not clauses:
-        return f"Full tables reach {reach} in {size}."
-    return (
-        f"Full tables reach {reach} in {size}; against them, {_ours(suite)} {_and(clauses)} "
-        "of their bytes."
-    )
+    return _and(clauses) if clauses else ""
 
 
 def ranking_title(suite: Suite) -> str:
@@ -183,11 +200,22 @@ def measured(suite: Suite) -> str:
         tuning += f", with {content.trials} {trials} for every method"
     if content.tuning_budget is not None:
         tuning += f" at {share(content.tuning_budget)} of the bytes, and used at all budgets"
-    return (
+    text = (
         "A budget is a share of the bytes of full float32 tables. It covers all that serving "
         f"needs: rows, codes, vectors of single users and items. {tuning}. Final runs train on "
         f"all but the test data and are scored once, for {_seeds(suite)}."
     )
+    if content.peers:
+        text += (
+            f" From other packages ({_and(content.peers)}): tuned with as many trials, without a "
+            "budget; their bytes are those of the arrays that their packages predict from. "
+        )
+        text += (
+            "Their scores rank the items of a user and are no probabilities, but AUC pools users."
+            if suite.task == "binary"
+            else "Their predictions are cut off at the ends of the ratings, those of others not."
+        )
+    return text
 
 
 # --- numbers in words ----------------------------------------------------------------------------
