@@ -12,12 +12,14 @@ from typing import Any
 
 import polars as pl
 
+from celrec.experiments.config import RunConfig
 from celrec.experiments.suite import SUITE_FILE, SuiteConfig
 from celrec.experiments.suite_results import (
     OURS,
     TIE,
     Comparison,
     comparisons,
+    ranking_standings,
     read_trials,
     standings,
 )
@@ -63,6 +65,8 @@ def report_suite(
         comparisons=[dataclasses.asdict(one) for one in compared],
         missing=missing.unique().to_dicts(),
         cold=cold_lines(trials, suite.metric),
+        item_ranking=ranking_standings(trials),
+        negatives=RunConfig.from_values(suite.common).task.negatives,
         ours=OURS,
         trials=suite.trials,
         tuning_budget=suite.tuning_budget,
