@@ -16,15 +16,18 @@ import polars as pl
 
 from benchmarks.jobs import ROOT
 from benchmarks.plotting import COLOURS, QUIET, label, new_figure, save, ticks_at
+from celrec.experiments.config import RunConfig
 from celrec.experiments.peers import PEERS
 from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, has_budget
 from celrec.experiments.suite_results import (
     OURS,
+    RANKED,
     TIE,
     Comparison,
     Slice,
     cold_comparisons,
     comparisons,
+    ranking_comparisons,
     read_trials,
     standings,
 )
@@ -87,17 +90,21 @@ def section(file: Path, suite: SuiteConfig, folder: Path) -> str:
         [
             f"## {suite.name}",
             "",
+            *constructed(suite),
             verdict(suite, compared, table),
             "",
             f"![{suite.metric.upper()} against total bytes]({file.stem}.svg)".replace(
                 "](", "](quality/"
             ),
             "",
-            *figures(suite, table, present),
+            *figures(suite, suite.metric, table, present),
+            "",
+            *bytes_of_ours(table),
             "",
             *wins(suite, compared),
             "",
             *cold(suite, folder),
+            *rankings(suite, folder, trials, present),
             f"{suite.trials} tuning trials for each method at 1/{1 / suite.tuning_budget:g}, seeds "
             f"{', '.join(map(str, suite.seeds))}; commit {commits}; "
             f"data {trials['data_fingerprint'].drop_nulls()[0][:12]}. A dash: the method cannot be "
@@ -146,14 +153,21 @@ def _gain(suite: SuiteConfig, one: Comparison) -> str:
     return f"{100 * one.gain:+.1f} % MSE, {100 * one.low:+.1f} to {100 * one.high:+.1f}"
 
 
-def figures(suite: SuiteConfig, table: pl.DataFrame, methods: list[str]) -> list[str]:
-    """A line for each method, the best mean rank first."""
+def _difference(one: Comparison) -> str:
+    return f"{one.gain:+.4f}, {one.low:+.4f} to {one.high:+.4f}"
+
+
+def figures(suite: SuiteConfig, metric: str, table: pl.DataFrame, methods: list[str]) -> list[str]:
+    """A line for each method, the best mean first.
+
+    table : the standings by that metric
+    """
     cells: dict[tuple[str, float | None], dict[str, Any]] = {
         (line["method"], line["budget"]): line for line in table.to_dicts()
     }
     heads = [f"1/{1 / budget:g}" for budget in suite.budgets]
     lines = [
-        f"| {suite.metric.upper()} | {' | '.join(heads)} | any size |",
+        f"| {metric.upper().replace('_AT_', '@')} | {' | '.join(heads)} | any size |",
         "|---" * (len(heads) + 2) + "|",
     ]
     best = {
@@ -165,7 +179,7 @@ def figures(suite: SuiteConfig, table: pl.DataFrame, methods: list[str]) -> list
     def strength(method: str) -> tuple[int, float]:
         found = [cells[method, b]["mean"] for b in suite.budgets if (method, b) in cells]
         mean = sum(found) / len(found) if found else 0.0
-        return -len(found), -mean if suite.metric == "auc" else mean
+        return -len(found), mean if metric == "mse" else -mean
 
     for method in sorted(methods, key=strength):
         row = []
@@ -179,9 +193,12 @@ def figures(suite: SuiteConfig, table: pl.DataFrame, methods: list[str]) -> list
                 text += f" ({line['total_bytes']:,.0f} bytes)"
             row.append(f"**{text}**" if best.get(budget) == line["mean"] else text)
         lines.append(f"| {method} | {' | '.join(row)} |")
+    return lines
+
+
+def bytes_of_ours(table: pl.DataFrame) -> list[str]:
     ours = table.filter(pl.col("method") == OURS)
-    lines += [
-        "",
+    return [
         "Bytes of ours, total (of rows alone): "
         + "; ".join(
             f"1/{1 / line['budget']:g} {line['total_bytes']:,.0f} ({line['table_bytes']:,.0f})"
@@ -190,7 +207,49 @@ def figures(suite: SuiteConfig, table: pl.DataFrame, methods: list[str]) -> list
         + ". Full tables: "
         + f"{table['full_table_bytes'].max():,.0f}.",
     ]
-    return lines
+
+
+def constructed(suite: SuiteConfig) -> list[str]:
+    """What labels of 0 are, where the data hold none."""
+    negatives = RunConfig.from_values(suite.common).task.negatives
+    if negatives is None:
+        return []
+    return [
+        f"The data hold positives only. The negatives are constructed: {negatives} items that the "
+        "user did not meet are drawn for each positive, in training, validation and test data "
+        "alike. AUC is on these.",
+        "",
+    ]
+
+
+def rankings(
+    suite: SuiteConfig, folder: Path, trials: pl.DataFrame, present: list[str]
+) -> list[str]:
+    """NDCG@10 of all items, and ours against the best other of its size and full tables."""
+    compared = ranking_comparisons(suite, folder)
+    if not compared:
+        return []
+    ranked = trials.filter(pl.col(RANKED).is_not_null())
+    lines = [
+        "Ranking: the mean NDCG of the first ten places, for "
+        f"{ranked['num_ranked_users'].max():,} test users of each seed, the same for every method. "
+        "Ranked are all items but those that the user met in training; "
+        "items of equal scores share their places.",
+        "",
+        *figures(suite, RANKED, standings(ranked, RANKED), present),
+        "",
+        "| ours, NDCG@10 gained | on the best other | on full tables |",
+        "|---|---|---|",
+    ]
+    for budget in suite.budgets:
+        of_budget = [one for one in compared if one.budget == budget]
+        others = [one for one in of_budget if has_budget(one.method)]
+        full = [one for one in of_budget if one.method == FULL]
+        best = [min(others, key=lambda one: one.gain)] if others else []
+        cells = [f"{one.method}: {_difference(one)}" for one in best] or ["-"]
+        cells += [_difference(one) for one in full] or ["-"]
+        lines.append(f"| 1/{1 / budget:g} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def wins(suite: SuiteConfig, compared: list[Comparison]) -> list[str]:

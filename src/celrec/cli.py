@@ -836,7 +836,7 @@ def _print_json(value: Any) -> None:
 
 
 def _figure_names(figures: Mapping[str, Any]) -> list[str]:
-    return [name for name in ("auc", "log_loss", "mse", "rmse", "mae") if name in figures]
+    return [name for name in ("auc", "log_loss", "ndcg", "mse", "rmse", "mae") if name in figures]
 
 
 def _shown(value: float | None) -> str:

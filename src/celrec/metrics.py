@@ -1,4 +1,4 @@
-"""Metrics of predictions, over all events and over cold ones.
+"""Metrics of predictions, over all events and over cold ones; metrics of a user's ranked items.
 
 An event is cold when its user or its item was seen rarely in training. Slices by a fixed limit (at
 most 5, at most 20 training events) compare data sets; the coldest tenth compares methods on one.
@@ -18,7 +18,13 @@ from celrec.errors import ArgumentError, MetricError, MissingExtraError
 from celrec.losses import Task
 
 try:
-    from sklearn.metrics import mean_absolute_error, mean_squared_error, roc_auc_score
+    from sklearn.metrics import (
+        label_ranking_average_precision_score,
+        mean_absolute_error,
+        mean_squared_error,
+        ndcg_score,
+        roc_auc_score,
+    )
 except ImportError as error:
     raise MissingExtraError(
         "metrics need scikit-learn, which is not installed: pip install celrec[train]"
@@ -28,6 +34,7 @@ METRIC_NAMES: dict[Task, tuple[str, ...]] = {
     "binary": ("log_loss", "auc"),
     "rating": ("mse", "rmse", "mae"),
 }
+RANKING_METRIC_NAMES = ("ndcg", "ndcg_at_10", "average_precision")
 COLD_LIMITS = (5, 20)
 MIN_COLDEST_EVENTS = 100
 
@@ -79,6 +86,30 @@ def evaluate(
             prediction, label, coldest_tenth(counts), task, at_least=MIN_COLDEST_EVENTS
         )
     return found
+
+
+def rank_metrics(score: np.ndarray, is_wanted: np.ndarray) -> dict[str, float]:
+    """How near the top of one user's ranking the wanted items stand, each metric in [0, 1].
+
+    score : finite (I,)   of every item that may be shown, at least two; the highest is the top
+    is_wanted : bool (I,)  at least one
+    returns : by the names of RANKING_METRIC_NAMES. NDCG is over the whole ranking and over its
+        first ten places. Items of equal scores have no order: NDCG is the mean over all their
+        orders (McSherry and Najork 2008), and in average precision they all stand at the last of
+        their places, so a model that tells no items apart gains nothing by chance
+
+    >>> rank_metrics(np.array([3.0, 2.0, 2.0]), np.array([True, False, False]))["ndcg"]
+    1.0
+    >>> rank_metrics(np.array([1.0, 2.0]), np.array([True, False]))["average_precision"]
+    0.5
+    """
+    wanted, score = is_wanted[None], score[None]  # (1, I): for one user, as for a sample of many
+    values = (
+        ndcg_score(wanted, score, ignore_ties=False),
+        ndcg_score(wanted, score, k=10, ignore_ties=False),
+        label_ranking_average_precision_score(wanted, score),
+    )
+    return {name: float(v) for name, v in zip(RANKING_METRIC_NAMES, values, strict=True)}
 
 
 def check_labels(label: np.ndarray, *, task: Task) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -36,6 +37,16 @@ def write_planted(path: Path, *, num_interactions: int = 3000, task: str = "rati
             "title": [f"item [{item}]" for item in data.item],
         }
     ).write_parquet(path)
+    return path
+
+
+def write_clicks(path: Path) -> Path:
+    """60 users who each met 12 of the 40 items, mostly those of their taste; positives only."""
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(60), 12)
+    is_liked = np.arange(40) % 3 == np.arange(60)[:, None] % 3  # (60, 40)
+    item = np.argsort(is_liked + 0.9 * rng.random((60, 40)) ** 2, axis=1)[:, -12:].ravel()
+    pl.DataFrame({"user": user, "item": item, "rating": 1}).write_parquet(path)
     return path
 
 

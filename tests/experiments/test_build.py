@@ -25,6 +25,7 @@ from celrec.experiments.build import (
     initialise,
     load_interactions,
     tables_of,
+    with_full_tables,
 )
 from celrec.experiments.config import CLUSTERED, ModelKind, PartitionKind
 from celrec.losses import Task
@@ -218,6 +219,9 @@ def test_every_model_runs_on_every_kind_of_table(model: str, embedding: str) -> 
     user, item = torch.tensor(data.user), torch.tensor(data.item)
     assert built(user, item).shape == (len(data),)
     assert {table.num_embeddings for table in tables_of(built).values()} == {5, 7}
+    full = with_full_tables(built)
+    assert {type(table) for table in tables_of(full).values()} == {torch.nn.Embedding}
+    torch.testing.assert_close(full(user, item), built.eval()(user, item))
 
 
 def has_plain_rows(embedding: str) -> bool:

@@ -20,7 +20,7 @@ from celrec.errors import ConfigError, MissingExtraError
 from celrec.experiments.build import completed, divide, load_interactions
 from celrec.experiments.config import RunConfig
 from celrec.experiments.peers import PEERS, FittedPeer, Met, Peer, fit_peer, trainset_of
-from celrec.experiments.suite import SuiteConfig, has_budget, run_suite, final_parts
+from celrec.experiments.suite import SuiteConfig, final_parts, has_budget, run_suite
 from celrec.experiments.suite_report import report_on_suite
 from celrec.experiments.suite_results import comparisons, read_trials
 from celrec.training.evaluation import predict

@@ -26,7 +26,7 @@ from celrec.experiments.run import (
     train_run,
     write_text,
 )
-from tests.experiments.making import config, write_planted
+from tests.experiments.making import config, write_clicks, write_planted
 
 CHECKPOINTS = ("last.safetensors", "best.safetensors", "encoded.safetensors")
 
@@ -78,6 +78,22 @@ def test_run_json_says_what_the_run_was(finished: Path) -> None:
 
 def test_evaluating_gives_the_figures_of_training(finished: Path) -> None:
     assert evaluate_run(finished) == without_seconds(finished)
+
+
+def test_positives_alone_are_ranked_beside_their_negatives(finished: Path, tmp_path: Path) -> None:
+    chosen = config(
+        write_clicks(tmp_path / "clicks.parquet"),
+        data={"time": False, "title": False},
+        task={"kind": "binary", "negatives": 2},
+        embedding={"kind": "full", "user_rows": False, "item_rows": False},
+        training={"epochs": 20, "batch_size": 64, "learning_rate": 0.02},
+    )
+    metrics = train_run(chosen, tmp_path / "run")
+    assert 50 <= metrics["num_ranked_users"] <= 60
+    assert metrics["ndcg"] > 0.7  # about 0.4 without any taste
+    assert 0 < metrics["ndcg_at_10"] <= metrics["ndcg"]
+    assert evaluate_run(tmp_path / "run") == without_seconds(tmp_path / "run")
+    assert "ndcg" not in read_json(finished / "metrics.json")
 
 
 def test_the_model_needs_no_data(copied: Path, finished: Path) -> None:

@@ -11,14 +11,18 @@ import pytest
 
 from celrec.errors import CheckpointError, ConfigError
 from celrec.experiments.suite import SuiteConfig, final_parts, run_suite, train_once
+from celrec.experiments.suite_report import report_on_suite
 from celrec.experiments.suite_results import (
     Slice,
     cold_comparisons,
     comparisons,
+    ranking_comparisons,
+    ranking_standings,
     read_trials,
     standings,
 )
-from tests.experiments.making import write_planted
+from celrec.metrics import RANKING_METRIC_NAMES
+from tests.experiments.making import write_clicks, write_planted
 
 SUITE = """
 name = "planted"
@@ -146,6 +150,69 @@ def test_a_run_of_a_suite_is_the_same_each_time(suite_file: Path) -> None:
     first, second = (train_once(values, 0.4) for _ in range(2))
     assert np.array_equal(first.prediction, second.prediction)
     assert first.figures == second.figures
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteConfig, Path]:
+    """A finished suite over positives only."""
+    folder = tmp_path_factory.mktemp("ranked")
+    source = write_clicks(folder / "clicks.parquet")
+    text = SUITE.replace("SOURCE", str(source))
+    text = text.replace('{ kind = "rating" }', '{ kind = "binary", negatives = 2 }')
+    file = folder / "suite.toml"
+    file.write_text(text.replace('"quantized", "pq"', '"pq"').replace("[0.1, 0.4]", "[0.4]"))
+    suite = SuiteConfig.read(file)
+    run_suite(suite, folder / "results", processes=1, tell=lambda _: None)
+    return suite, folder / "results"
+
+
+def test_final_runs_on_positives_rank_the_same_users_and_trials_do_not(
+    ranked: tuple[SuiteConfig, Path],
+) -> None:
+    trials = read_trials(ranked[1])
+    done = trials.filter(pl.col("status") == "done")
+    final = done.filter(pl.col("kind") == "final")
+    for name in (*RANKING_METRIC_NAMES, "num_ranked_users"):
+        assert final[name].null_count() == 0
+        assert done.filter(pl.col("kind") == "trial")[name].null_count() > 0
+        assert name in json.loads(final["figures"][0])
+    users = {}
+    for line in final.iter_rows(named=True):
+        method, budget, seed = line["method"], line["budget"] or 1, line["seed"]
+        kept = np.load(ranked[1] / "predictions" / f"{method}-{budget:g}-{seed}.npz")
+        assert kept["ndcg"].mean() == pytest.approx(line["ndcg"])
+        assert len(kept["ranked_users"]) == line["num_ranked_users"]
+        users.setdefault(seed, set()).add(tuple(kept["ranked_users"].tolist()))
+    assert {seed: len(some) for seed, some in users.items()} == {0: 1, 1: 1}
+
+
+def test_rankings_are_compared_user_by_user(ranked: tuple[SuiteConfig, Path]) -> None:
+    suite, folder = ranked
+    means = {line["method"]: line for line in ranking_standings(read_trials(folder))}
+    assert set(means) == {"clustered", "full", "hashed"}
+    found = {one.method: one for one in ranking_comparisons(suite, folder)}
+    assert set(found) == {"full", "hashed"}
+    for method, one in found.items():
+        ours, other = (means[name]["ndcg_at_10"] for name in ("clustered", method))
+        assert one.gain == pytest.approx(ours - other, abs=0.01)  # seeds differ in their users
+        assert one.low < one.gain < one.high
+        is_sure = one.low > 0 or one.high < 0
+        assert (one.verdict == "tie") != is_sure
+
+
+def test_ratings_have_no_rankings(suite_file: Path, finished: tuple[Path, list[str]]) -> None:
+    assert ranking_standings(read_trials(finished[0])) == []
+    assert ranking_comparisons(SuiteConfig.read(suite_file), finished[0]) == []
+
+
+def test_the_page_of_positives_shows_rankings(
+    ranked: tuple[SuiteConfig, Path], tmp_path: Path
+) -> None:
+    page = report_on_suite(ranked[1], tmp_path / "page.html").read_text()
+    best = max(line["ndcg"] for line in ranking_standings(read_trials(ranked[1])) if line["budget"])
+    section = page[page.index('<section id="items"') :].split("</section>")[0]
+    assert f'class="strong">{best:.3f}' in section
+    assert "2 negatives are drawn for each" in section
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,40 @@ def test_a_far_off_method_does_not_flatten_the_chart() -> None:
     assert "1 method is too far off to be drawn in full; see the table." in page.text
 
 
+def test_rankings_are_shown_as_they_fall(suite: SuiteContent) -> None:
+    figures = {
+        ("clustered", 0.01): (0.21, 0.11),
+        ("robe", 0.01): (0.25, 0.12),
+        ("clustered", 0.05): (0.27, 0.14),
+        ("robe", 0.05): (0.26, 0.15),
+        ("full", None): (0.3, 0.18),
+    }
+    lines = [
+        {
+            "method": method,
+            "budget": budget,
+            "ndcg": ndcg,
+            "ndcg_at_10": top,
+            "num_ranked_users": 1000.0,
+        }
+        for (method, budget), (ndcg, top) in figures.items()
+    ]
+    page = render_suite_page(replace(suite, item_ranking=lines, negatives=4))
+    section = page[page.index('<section id="items"') :].split("</section>")[0]
+    assert "clustered tables have the best NDCG at 1 of 2 budgets" in section
+    assert "1,000 test users" in section
+    assert "4 negatives are drawn for each" in section
+    cells = re.findall(r"<td( class=\"\w+\")?[^>]*>([^<]*)<small>([^<]*)</small>", section)
+    assert cells == [
+        (' class="strong"', "0.250", "0.120"),  # robe: ahead by mean rank
+        ("", "0.260", "0.150"),
+        ("", "0.210", "0.110"),
+        (' class="strong"', "0.270", "0.140"),
+        ("", "0.300 with all bytes", "0.180"),
+    ]
+    assert 'id="items"' not in render_suite_page(suite)
+
+
 def test_cold_slices_without_figures_are_left_out(page: Page) -> None:
     assert "Users with at most 5 training events: 312 test events" in page.text
     assert "coldest items" not in page.text

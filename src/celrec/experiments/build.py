@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from celrec.baselines.contract import CompressedEmbedding, Occurrences
 from celrec.baselines.registry import all_baselines
 from celrec.core.embedding import ClusteredEmbedding
 from celrec.core.encode import clusters_within
+from celrec.core.recording import evaluation_mode
 from celrec.data.catalog import CATALOG, load
 from celrec.data.interactions import Interactions
 from celrec.data.labels import binarize
@@ -277,6 +279,22 @@ def _occurrences(train: Interactions, table_name: str) -> Occurrences:
     if "user" in table_name:
         return Occurrences(user.long(), item.long(), label, train.num_users, train.num_items)
     return Occurrences(item.long(), user.long(), label, train.num_items, train.num_users)
+
+
+@torch.no_grad()
+def with_full_tables(model: nn.Module) -> nn.Module:
+    """A copy of one of MODELS whose tables are full ones that hold the vectors of all entities.
+
+    It predicts the same, and a look-up costs no more than copying a row. In evaluation mode.
+    """
+    with evaluation_mode(model):
+        full = {
+            id(table): nn.Embedding.from_pretrained(
+                table(torch.arange(cast(int, table.num_embeddings)))
+            )
+            for table in tables_of(model).values()
+        }
+    return copy.deepcopy(model, memo=full).eval()  # `full` stands for the tables' copies
 
 
 def table_of_entity(model: nn.Module, entity: str) -> tuple[str, nn.Module]:

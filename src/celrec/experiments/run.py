@@ -46,11 +46,14 @@ from celrec.experiments.build import (
     load_interactions,
     table_of_entity,
     tables_of,
+    with_full_tables,
 )
 from celrec.experiments.config import RunConfig
+from celrec.experiments.peers import FittedPeer
 from celrec.history import read_history
 from celrec.training.evaluation import evaluate_model, predict
 from celrec.training.progress import Progress
+from celrec.training.ranking import Ranking, rank_items
 from celrec.training.trainer import Trainer, load_trained
 
 RUN_FILES = (
@@ -310,6 +313,9 @@ def _train(
 
 def _figures(config: RunConfig, model: nn.Module, parts: Parts) -> dict[str, Any]:
     figures = evaluate_model(model, parts.test, task=config.task.kind, train=parts.train)
+    ranking = rank_test(config, model, parts)
+    if ranking is not None:
+        figures |= ranking.means()
     codes = {
         name: {
             "blend": table.blend_size,
@@ -320,6 +326,14 @@ def _figures(config: RunConfig, model: nn.Module, parts: Parts) -> dict[str, Any
         if isinstance(table, ClusteredEmbedding)
     }
     return figures | {"memory": memory_report(model).as_dict(), "codes": codes}
+
+
+def rank_test(config: RunConfig, model: nn.Module, parts: Parts) -> Ranking | None:
+    """All items ranked for test users; None where the data hold negatives."""
+    if config.task.negatives is None:
+        return None
+    ready = model if isinstance(model, FittedPeer) else with_full_tables(model)
+    return rank_items(ready, parts.train, parts.test, seed=config.seed)
 
 
 # --- entities ------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ are kept, so that a suite that is stopped goes on, and one that fails half-way s
 
 A budget is a share of the bytes of full float32 tables, and covers all that serving needs (total
 bytes: rows, codes, personal vectors). `trials.parquet` has a line for every trial and every final
-run; `predictions/` has what each predicts for the test events, for paired comparisons;
-`suite.toml` is the suite itself.
+run; `predictions/` has what each predicts for the test events, for paired comparisons, and, where
+data hold positives only, how well it ranks all items for each of a sample of users; `suite.toml` is
+the suite itself.
 
 Full tables and peers (peers.py) have no budget: they are as large as they are, and run once a seed.
 """
@@ -58,6 +59,7 @@ from celrec.experiments.run import (
     check_device,
     device_name,
     make_trainer,
+    rank_test,
     versions,
     write_text,
     write_whole,
@@ -65,6 +67,7 @@ from celrec.experiments.run import (
 from celrec.losses import Task
 from celrec.metrics import Metrics, evaluate
 from celrec.training.evaluation import counts_in, predict
+from celrec.training.ranking import Ranking
 from celrec.training.trainer import FIGURE_OF_TASK
 
 FULL = "full"
@@ -274,7 +277,9 @@ class Outcome:
     config : as TOML
     figures : of the scored data, with cold slices        epochs : trained, or best on validation;
         None for peers, whose settings say it
+    seconds : of reading, training and predicting
     prediction : float32 (n,) of the scored events
+    ranking : on test data of positives only, where the means are among the figures, too; else None
     """
 
     config: str
@@ -283,6 +288,7 @@ class Outcome:
     epochs: int | None
     seconds: float
     prediction: np.ndarray
+    ranking: Ranking | None
     fingerprint: str
 
 
@@ -328,19 +334,23 @@ def train_once(values: Mapping[str, Any], budget: float | None, device: str = "c
     user_counts, item_counts = counts_in(parts.train, scored)
     if budget is not None and memory["total_bytes"] > budget * memory["full_table_bytes"]:
         raise AssertionError(f"{name} takes more than its budget of {budget:g}")
+    figures = evaluate(
+        prediction.double().numpy(),
+        scored.label,
+        task=config.task.kind,
+        user_counts=user_counts,
+        item_counts=item_counts,
+    )
+    seconds = perf_counter() - began
+    ranking = rank_test(config, model, parts) if scored is parts.test else None
     return Outcome(
         config=text,
-        figures=evaluate(
-            prediction.double().numpy(),
-            scored.label,
-            task=config.task.kind,
-            user_counts=user_counts,
-            item_counts=item_counts,
-        ),
+        figures=figures if ranking is None else figures | ranking.means(),
         memory=memory,
         epochs=epochs,
-        seconds=perf_counter() - began,
+        seconds=seconds,
         prediction=prediction.float().numpy(),
+        ranking=ranking,
         fingerprint=interactions.fingerprint(),
     )
 
@@ -476,7 +486,10 @@ def run_final(
         outcome = train_once(values, budget, device)
     except (ArgumentError, ConfigError) as error:
         return line | {"status": "does not fit", "error": str(error)}
-    np.savez(out, prediction=outcome.prediction)
+    per_user: dict[str, Any] = {}
+    if outcome.ranking is not None:
+        per_user = {"ranked_users": outcome.ranking.users, **outcome.ranking.values}
+    np.savez(out, prediction=outcome.prediction, **per_user)
     return line | _figures(outcome) | {"number": 0, "chosen": chosen}
 
 
@@ -504,12 +517,11 @@ def _peer_version(method: str) -> dict[str, str]:
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
-    plain = {key: value for key, value in outcome.figures.items() if isinstance(value, float)}
+    plain = {key: value for key, value in outcome.figures.items() if isinstance(value, int | float)}
     sizes = ("table_bytes", "code_bytes", "personal_bytes", "total_bytes", "full_table_bytes")
     return {
         **plain,
         **{key: outcome.memory[key] for key in sizes},
-        "num_events": outcome.figures["num_events"],
         "figures": json.dumps(outcome.figures),
         "epochs": outcome.epochs,
         "seconds": outcome.seconds,

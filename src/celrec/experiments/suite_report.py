@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from celrec.experiments.config import RunConfig
 from celrec.experiments.peers import PEERS
 from celrec.experiments.suite import SUITE_FILE, SuiteConfig
 from celrec.experiments.suite_results import (
@@ -20,6 +21,7 @@ from celrec.experiments.suite_results import (
     TIE,
     Comparison,
     comparisons,
+    ranking_standings,
     read_trials,
     standings,
 )
@@ -64,6 +66,8 @@ def report_suite(
         comparisons=[dataclasses.asdict(one) for one in compared],
         missing=missing.unique().to_dicts(),
         cold=cold_lines(trials, suite.metric),
+        item_ranking=ranking_standings(trials),
+        negatives=RunConfig.from_values(suite.common).task.negatives,
         ours=OURS,
         peers=[method for method in suite.methods if method in PEERS],
         trials=suite.trials,

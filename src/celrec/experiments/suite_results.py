@@ -4,16 +4,20 @@ Two methods at one budget predict the same test events. Their difference is aver
 interval comes from a bootstrap over test users, the same users drawn for both. Ours and another are
 *tied* where the 95 % interval contains 0 and the difference is below 0.003 AUC or 0.5 % of the
 squared error; else the better one wins.
+
+Where data hold positives only, the same users' NDCG of all items is compared, too, in the same way;
+there, tied is whatever has 0 in its interval.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -22,9 +26,13 @@ from sklearn.metrics import roc_auc_score
 from celrec.errors import CheckpointError
 from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, final_parts, has_budget
 from celrec.losses import Task
+from celrec.metrics import RANKING_METRIC_NAMES
 from celrec.training.evaluation import counts_in
 
 OURS = "clustered"
+RANKED = "ndcg_at_10"
+"""The ranking metric by which methods are compared."""
+
 NUM_DRAWS = 200
 TIE: Mapping[Task, float] = {"binary": 0.003, "rating": 0.005}
 """The largest difference of a tie: of AUC, or as a share of the squared error."""
@@ -54,7 +62,8 @@ EVERY_EVENT = Slice("user", 0, sys.maxsize)
 class Comparison:
     """Ours at one budget against another method at the same (full tables and peers: of any size).
 
-    gain : how far ours is ahead: AUC, or the share of the other's squared error that it saves
+    gain : how far ours is ahead: AUC, or the share of the other's squared error that it saves; of
+        rankings, NDCG of the first ten places
     low, high : its 95 % interval
     """
 
@@ -82,7 +91,7 @@ def read_trials(folder: Path) -> pl.DataFrame:
 def standings(trials: pl.DataFrame, metric: str) -> pl.DataFrame:
     """Mean and spread of the final runs, by method and budget, the best first at each budget.
 
-    metric : "auc" or "mse"
+    metric : "auc", "mse" or one of RANKING_METRIC_NAMES
     returns : method, budget (null for full tables and peers), mean, std, runs, table_bytes,
         total_bytes, full_table_bytes, seconds
     """
@@ -96,7 +105,7 @@ def standings(trials: pl.DataFrame, metric: str) -> pl.DataFrame:
             pl.len().alias("runs"),
             *(pl.col(name).mean() for name in sizes),
         )
-        .sort("budget", "mean", descending=[False, metric == "auc"], nulls_last=True)
+        .sort("budget", "mean", descending=[False, metric != "mse"], nulls_last=True)
     )
 
 
@@ -132,6 +141,61 @@ def cold_comparisons(suite: SuiteConfig, folder: Path) -> list[tuple[Slice, int,
             compared = (predictions.compared(FULL, budget, some) for budget in suite.budgets)
             found += [(some, num_events, one) for one in compared if one is not None]
     return found
+
+
+def ranking_standings(trials: pl.DataFrame) -> list[dict[str, Any]]:
+    """Mean ranking metrics of the final runs; [] where none has ranked anything.
+
+    returns : by method and budget, those of RANKING_METRIC_NAMES and "num_ranked_users", of a run
+    """
+    if RANKED not in trials.columns:
+        return []
+    names = (*RANKING_METRIC_NAMES, "num_ranked_users")
+    done = trials.filter(pl.col(RANKED).is_not_null())
+    return done.group_by("method", "budget", maintain_order=True).agg(pl.mean(*names)).to_dicts()
+
+
+def ranking_comparisons(suite: SuiteConfig, folder: Path) -> list[Comparison]:
+    """Ours against every method by the NDCG@10 of the same users; [] where nothing was ranked.
+
+    A user's differences of all seeds are drawn together.
+    """
+    found = []
+    for budget in suite.budgets:
+        ours = _ranked(suite, folder, OURS, budget)
+        for method in suite.methods:
+            other = _ranked(suite, folder, method, budget if has_budget(method) else None)
+            if method == OURS or ours is None or other is None:
+                continue
+            user, place = np.unique(ours["user"], return_inverse=True)
+            total = np.bincount(place, weights=ours[RANKED] - other[RANKED])
+            count = np.bincount(place)
+            draws = np.random.default_rng(0).integers(len(user), size=(NUM_DRAWS, len(user)))
+            gains = total[draws].sum(1) / count[draws].sum(1)
+            gain = float(total.sum() / count.sum())
+            low, high = (float(end) for end in np.percentile(gains, (2.5, 97.5)))
+            verdict = _verdict(gain, low, high, math.inf)
+            found.append(Comparison(method, budget, gain, low, high, verdict))
+    return found
+
+
+def _ranked(
+    suite: SuiteConfig, folder: Path, method: str, budget: float | None
+) -> dict[str, np.ndarray] | None:
+    """Ranked users of all seeds, one after the other, and their figures; None where one lacks."""
+    columns: dict[str, list[np.ndarray]] = {"user": [], RANKED: []}
+    for seed in suite.seeds:
+        file = _prediction_file(folder, method, budget, seed)
+        kept = np.load(file) if file.exists() else {}
+        if RANKED not in kept or not len(kept[RANKED]):
+            return None
+        columns["user"].append(kept["ranked_users"])
+        columns[RANKED].append(kept[RANKED])
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def _prediction_file(folder: Path, method: str, budget: float | None, seed: int) -> Path:
+    return folder / "predictions" / f"{method}-{budget or 1:g}-{seed}.npz"
 
 
 def _verdict(gain: float, low: float, high: float, tie: float) -> Verdict:
@@ -191,7 +255,7 @@ class _Predictions:
         """The figure for each seed, (S, 1 + draws): of the events, then of each draw of users."""
         lines = []
         for seed in self.seeds:
-            file = self.folder / "predictions" / f"{method}-{budget or 1:g}-{seed}.npz"
+            file = _prediction_file(self.folder, method, budget, seed)
             if not file.exists():
                 return None
             prediction = np.load(file)["prediction"]

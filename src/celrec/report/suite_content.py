@@ -40,6 +40,9 @@ class SuiteContent:
         ("does not fit" or "failed"), error
     cold : figures on a slice of the test events: slice (as in metrics.json: "users_at_most_5"),
         num_events, method, budget, mean (or None: too few events)
+    item_ranking : how all items are ranked, averaged over seeds: method, budget, ndcg, ndcg_at_10,
+        num_ranked_users (of a run)
+    negatives : how many were drawn for each positive, for data that hold positives only; else None
     ours, full : which methods these are
     peers : methods of other packages; like full tables they are of any size, and have one figure
     trials, tuning_budget : how many trials each method had, at which budget; None: not said
@@ -58,6 +61,8 @@ class SuiteContent:
     comparisons: Sequence[Mapping[str, Any]] = ()
     missing: Sequence[Mapping[str, Any]] = ()
     cold: Sequence[Mapping[str, Any]] = ()
+    item_ranking: Sequence[Mapping[str, Any]] = ()
+    negatives: int | None = None
     ours: str = "clustered"
     full: str = "full"
     peers: Sequence[str] = ()

@@ -34,6 +34,8 @@ from celrec.report.suite_words import (
     gain_text,
     headline,
     interval,
+    items_note,
+    items_title,
     measured,
     missing_title,
     peer_sentence,
@@ -93,6 +95,7 @@ def render_suite_page(content: SuiteContent) -> str:
         references=_references(suite),
         verdicts=verdicts,
         verdicts_note=verdicts_note(suite),
+        items=_items(suite),
         cold=cold,
         key=[(method, role) for method, role in roles_of(suite).items()],
         missing_title=missing_title(suite.missing),
@@ -288,6 +291,62 @@ def _verdict(suite: Suite, method: str, budget: float) -> _Cell:
         f"{one.verdict} {gain_text(suite.task, one.gain)}",
         interval(suite.task, one.low, one.high),
         kind=one.verdict,
+    )
+
+
+# --- rankings of all items ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Items:
+    """
+    rows : a line per method, in the order of the first table
+    full : of full tables, None without
+    """
+
+    title: str
+    note: str
+    rows: list[_Row]
+    full: _Cell | None
+
+
+def _items(suite: Suite) -> _Items | None:
+    """None where nothing was ranked."""
+    lines = {(one["method"], one["budget"]): one for one in suite.content.item_ranking}
+    if not lines:
+        return None
+
+    def cell(method: str, budget: float | None, best: str = "") -> _Cell:
+        one = lines.get((method, budget))
+        if one is None:
+            return _Cell("–", title="no figure", kind="none")
+        text = f"{one['ndcg']:.3f}"
+        return _Cell(text, f"{one['ndcg_at_10']:.3f}", kind="strong" if text == best else "")
+
+    at_budget = {
+        b: {m: one["ndcg"] for (m, at), one in lines.items() if at == b} for b in suite.budgets
+    }
+    best = {b: f"{max(means.values()):.3f}" if means else "" for b, means in at_budget.items()}
+    roles = roles_of(suite)
+    rows = [
+        _Row(
+            method=method,
+            role=roles.get(method, ""),
+            is_ours=method == suite.ours,
+            rank="",
+            mean_rank="",
+            cells=[cell(method, budget, best[budget]) for budget in suite.budgets],
+            seconds="",
+        )
+        for method in suite.methods
+        if any(method in means for means in at_budget.values())
+    ]
+    full = suite.content.full
+    return _Items(
+        title=items_title(suite, at_budget),
+        note=items_note(suite),
+        rows=rows,
+        full=cell(full, None) if (full, None) in lines else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from celrec.report.suite_content import NotDone, Standing, Suite
 from celrec.report.words import figure_name, plus_minus, readable_bytes, times
@@ -151,6 +151,40 @@ def verdicts_note(suite: Suite) -> str:
         "Both predict the same test events; the interval is from a bootstrap over users. A tie: "
         f"the interval holds 0 and the difference is {small}; else the better one wins."
     )
+
+
+def items_title(suite: Suite, at_budget: Mapping[float, Mapping[str, float]]) -> str:
+    """At how many budgets ours ranks all items best.
+
+    at_budget : NDCG by method, for every budget
+    """
+    compared = [means for means in at_budget.values() if suite.ours in means and len(means) > 1]
+    if not compared:
+        return "Ranking all items"
+    num_best = sum(means[suite.ours] == max(means.values()) for means in compared)
+    return (
+        f"Ranking all items, {_ours(suite)} have the best NDCG at {num_best} of {len(compared)} "
+        f"budget{'' if len(compared) == 1 else 's'}"
+    )
+
+
+def items_note(suite: Suite) -> str:
+    """How rankings were made and measured."""
+    counts = sorted({round(one["num_ranked_users"]) for one in suite.content.item_ranking})
+    users = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+    note = (
+        f"NDCG, and under it NDCG of the first ten places; means over {_seeds(suite)}. For each of "
+        f"{users} test users, drawn with the seed and the same for every method, the model ranks "
+        "all items but those that the user met in training. Items of equal scores share their "
+        "places: NDCG is averaged over their orders."
+    )
+    if suite.content.negatives is not None:
+        drawn = "negative is" if suite.content.negatives == 1 else "negatives are"
+        note += (
+            f" The data hold positives only: {suite.content.negatives} {drawn} drawn for each, "
+            "among items that the user did not meet. AUC, which chooses settings, is on these."
+        )
+    return note
 
 
 def cold_title(num_best: int, num_cases: int, suite: Suite) -> str:
