@@ -1,7 +1,7 @@
 """Writes benchmarks/RESULTS.md and its plots from finished suites.
 
     celrec bench benchmarks/quality/ml_100k.toml        # for every suite, as long as it takes
-    python -m benchmarks.quality.write [--runs FOLDER]
+    python -m benchmarks.quality.write [--runs FOLDER] [--data FOLDER]
 
 A suite whose folder has no results yet is left out, and the page says so.
 """
@@ -66,12 +66,13 @@ events among them. On these two data sets that favours them, if anything, over o
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--data", type=Path, default=Path(), help="where suites' data files are")
     options = parser.parse_args()
     sections, missing = [], []
     for file in sorted(SUITES.glob("*.toml")):
         suite, folder = SuiteConfig.read(file), options.runs / file.stem
         if (folder / TRIALS_FILE).exists():
-            sections.append(section(file, suite, folder))
+            sections.append(section(file, suite.with_data_in(options.data), folder))
         else:
             missing.append(f"`{file.name}`")
     note = f"Not run yet: {', '.join(missing)}." if missing else ""

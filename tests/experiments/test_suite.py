@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from sklearn.metrics import mean_squared_error, roc_auc_score
 
 from celrec.errors import CheckpointError, ConfigError
 from celrec.experiments.suite import SuiteConfig, final_parts, run_suite, train_once
 from celrec.experiments.suite_report import report_on_suite
 from celrec.experiments.suite_results import (
     Slice,
+    _aucs,
+    _squared_errors,
     cold_comparisons,
     comparisons,
     ranking_comparisons,
@@ -309,3 +312,25 @@ def test_cold_slices_are_compared_with_the_full_table_on_the_same_events(tmp_pat
     assert compared.low < compared.gain < compared.high
     # Planted clusters are known from 5 events where a vector of one's own is not.
     assert compared.low > 0
+
+
+def test_figures_of_drawn_users_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    user, label = rng.integers(40, size=500), rng.integers(2, size=500)
+    prediction = rng.integers(30, size=500) / 30 + 0.2 * label  # many are equal
+    times_drawn = np.array([np.ones(40, int), rng.integers(3, size=40)])
+    weights = times_drawn[:, user]
+    assert _aucs(prediction, label, user, times_drawn) == pytest.approx(
+        [roc_auc_score(label, prediction, sample_weight=weight) for weight in weights]
+    )
+    assert _squared_errors(prediction, label, user, times_drawn) == pytest.approx(
+        [mean_squared_error(label, prediction, sample_weight=weight) for weight in weights]
+    )
+
+
+def test_draws_that_leave_nothing_have_no_figure() -> None:
+    user, label, prediction = np.array([0, 1]), np.array([0, 1]), np.array([0.1, 0.9])
+    times_drawn = np.array([[1, 1, 0], [1, 0, 2], [0, 0, 3]])
+    assert np.isnan(_aucs(prediction, label, user, times_drawn)).tolist() == [False, True, True]
+    errors = _squared_errors(prediction, label, user, times_drawn)
+    assert np.isnan(errors).tolist() == [False, False, True]

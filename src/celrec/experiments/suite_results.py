@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from sklearn.metrics import roc_auc_score
 
 from celrec.errors import CheckpointError
 from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, final_parts, has_budget
@@ -220,10 +219,9 @@ class _Predictions:
         self.counts = {seed: counts_in(one.train, one.test) for seed, one in parts.items()}
         rng = np.random.default_rng(0)
         num_users = max(events.num_users for events in self.events.values())
-        self.draws_of_users = [
-            np.bincount(rng.integers(num_users, size=num_users), minlength=num_users)
-            for _ in range(NUM_DRAWS)
-        ]
+        drawn = [rng.integers(num_users, size=num_users) for _ in range(NUM_DRAWS)]
+        counts = [np.bincount(one, minlength=num_users) for one in drawn]
+        self.times_drawn = np.array([np.ones(num_users, np.int64), *counts])  # (1 + draws, users)
 
     def compared(
         self, method: str, budget: float, events: Slice = EVERY_EVENT
@@ -258,21 +256,48 @@ class _Predictions:
             file = _prediction_file(self.folder, method, budget, seed)
             if not file.exists():
                 return None
-            prediction = np.load(file)["prediction"]
-            where = self._where(seed, some)
-            user, label = self.events[seed].user[where], self.events[seed].label[where]
-            weights = [None, *(draw[user] for draw in self.draws_of_users)]
-            lines.append([self._figure(label, prediction[where], one) for one in weights])
+            events, where = self.events[seed], self._where(seed, some)
+            figure_of = _aucs if self.task == "binary" else _squared_errors
+            lines.append(
+                figure_of(
+                    np.load(file)["prediction"][where],
+                    events.label[where],
+                    events.user[where],
+                    self.times_drawn,
+                )
+            )
         return np.array(lines)
 
-    def _figure(
-        self, label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None
-    ) -> float:
-        """NaN where a draw of users leaves nothing of a small slice, or one class only."""
-        num_labels = len(np.unique(label if weight is None else label[weight > 0]))
-        if num_labels < (2 if self.task == "binary" else 1):
-            return float("nan")
-        if self.task == "binary":
-            return float(roc_auc_score(label, prediction, sample_weight=weight))
-        error = np.square(label.astype(np.float64) - prediction)
-        return float(np.average(error, weights=weight))
+
+# AUC and MSE with users counted several times: (draws,), NaN where a draw leaves nothing of a small
+# slice, or one class only. They equal those of scikit-learn with sample weights, which sort the
+# events of every draw again and took twenty minutes where these take seconds.
+
+
+def _aucs(
+    prediction: np.ndarray, label: np.ndarray, user: np.ndarray, times_drawn: np.ndarray
+) -> np.ndarray:
+    _, place = np.unique(prediction, return_inverse=True)  # equal predictions share a place
+    is_positive = label == 1
+    above = np.empty(len(times_drawn))  # pairs in order; of equal predictions, half
+    pairs = np.empty(len(times_drawn))
+    for number, times in enumerate(times_drawn):
+        weight = times[user]
+        positive = np.bincount(place, weights=weight * is_positive)
+        negative = np.bincount(place, weights=weight * ~is_positive)
+        above[number] = positive @ (negative.cumsum() - negative / 2)
+        pairs[number] = positive.sum() * negative.sum()
+    return _divided(above, pairs)
+
+
+def _squared_errors(
+    prediction: np.ndarray, label: np.ndarray, user: np.ndarray, times_drawn: np.ndarray
+) -> np.ndarray:
+    num_users = times_drawn.shape[1]
+    error = np.square(label.astype(np.float64) - prediction)
+    total = times_drawn @ np.bincount(user, weights=error, minlength=num_users)
+    return _divided(total, times_drawn @ np.bincount(user, minlength=num_users))
+
+
+def _divided(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
