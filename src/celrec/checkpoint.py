@@ -408,6 +408,8 @@ def _frozen_table(name: str, table: nn.Module) -> tuple[dict[str, Tensor], dict[
         if hasattr(table, option):
             options[option] = getattr(table, option)
     if isinstance(table, ClusteredTable):
+        if table.row_dim < table.embedding_dim:
+            options["embedding_dim"] = table.embedding_dim
         live = table.live_clusters()
         position_of = torch.zeros(table.max_clusters, dtype=torch.long, device=live.device)
         position_of[live] = torch.arange(live.numel(), device=live.device)

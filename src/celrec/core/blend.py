@@ -199,7 +199,7 @@ def plan_codes(
     num_columns = live.numel()
     if rule.num_candidates is not None:
         num_columns = min(num_columns, max(rule.num_candidates, blend_size))
-    block_bytes = bytes_per_entity(table.embedding_dim) + 4 * 8 * num_columns
+    block_bytes = bytes_per_entity(table.row_dim) + 4 * 8 * num_columns
     block_size = max(1, max_bytes // block_bytes)
 
     unseen = (count == 0).nonzero().flatten()

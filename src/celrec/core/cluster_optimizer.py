@@ -471,7 +471,7 @@ class _TableRound:
         self.table = owner.tables[name]
         self.rule = owner.reassign_rule
         self.entities_at_a_time = max(
-            1, owner.max_statistics_bytes // bytes_per_entity(self.table.embedding_dim)
+            1, owner.max_statistics_bytes // bytes_per_entity(self.table.row_dim)
         )
         self.events: list[Event] = []
         self.loss_before = 0.0

@@ -4,6 +4,11 @@ Both follow their namesakes in `torch.nn`, with one argument more: `max_clusters
 entities and width D holds `weight` (K_max, D) and one small code per entity. It starts as a
 single cluster; `ClusterOptimizer` splits clusters and moves entities while the model trains.
 
+Rows may be narrower than vectors: `row_dim` R <= D numbers, before which a look-up puts zeros.
+`weight` and all else that is kept is R wide; in the rest of this package's core, D is that width.
+Where bytes are few, a few numbers with fine codes serve better than many with coarse ones
+(docs/design/row-width.md).
+
 The parameter never changes its identity: K_max rows are allocated once, and a split wakes a
 sleeping row. Optimizers, `torch.compile` and checkpoints stay valid.
 
@@ -109,10 +114,15 @@ class ClusteredTable(nn.Module):
         sparse: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        row_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.num_embeddings = check_count("num_embeddings", num_embeddings, at_least=2)
         self.embedding_dim = check_count("embedding_dim", embedding_dim, at_least=1)
+        self.row_dim = embedding_dim
+        if row_dim is not None:
+            self.row_dim = check_count("row_dim", row_dim, at_least=1, at_most=embedding_dim)
         self.padding_idx = _normal_padding_idx(padding_idx, self.num_embeddings)
         self.is_auto = max_clusters == "auto"
         self.max_clusters = _check_max_clusters(max_clusters, self.num_clustered_entities)
@@ -121,7 +131,7 @@ class ClusteredTable(nn.Module):
         self.scale_grad_by_freq = scale_grad_by_freq
         self.sparse = sparse
         self.weight = nn.Parameter(
-            torch.empty(self.max_clusters, self.embedding_dim, device=device, dtype=dtype)
+            torch.empty(self.max_clusters, self.row_dim, device=device, dtype=dtype)
         )
         codes = torch.zeros(num_embeddings, 1, dtype=code_dtype(self.max_clusters), device=device)
         self.register_buffer("codes", codes)
@@ -129,13 +139,13 @@ class ClusteredTable(nn.Module):
         self.register_buffer(
             "prior_sizes", torch.zeros(self.max_clusters, dtype=torch.long, device=device)
         )
-        no_lines = torch.zeros(0, self.embedding_dim, dtype=torch.int8, device=device)
+        no_lines = torch.zeros(0, self.row_dim, dtype=torch.int8, device=device)
         self.register_buffer("personal_levels", no_lines)
         self.register_buffer("personal_scale", torch.zeros(0, dtype=torch.int16, device=device))
         self.register_buffer("personal_of", torch.zeros(0, dtype=torch.uint8, device=device))
         no_bytes = torch.zeros(0, dtype=torch.uint8, device=device)
         self.register_buffer("packed_codes", no_bytes)
-        self.register_buffer("level_rows", self.weight.detach().new_zeros(0, 1, embedding_dim))
+        self.register_buffer("level_rows", self.weight.detach().new_zeros(0, 1, self.row_dim))
         self.register_buffer("level_codes", no_bytes.clone())
         self.register_buffer("born_at", torch.full((self.max_clusters,), -1, device=device))
         self.register_buffer("parent_of", torch.full((self.max_clusters,), -1, device=device))
@@ -215,7 +225,7 @@ class ClusteredTable(nn.Module):
         dense = self.look_up(torch.arange(self.num_embeddings, device=self.weight.device)).detach()
         if self.padding_idx is not None:
             dense[self.padding_idx] = 0
-        return dense
+        return self._widened(dense)
 
     def memory(self) -> TableMemory:
         """The bytes that serving needs: live rows and codes. The name is left empty."""
@@ -228,7 +238,7 @@ class ClusteredTable(nn.Module):
             num_entities=self.num_embeddings,
             width=self.embedding_dim,
             num_rows=num_rows,
-            table_bytes=num_rows * self.embedding_dim * size,
+            table_bytes=num_rows * self.row_dim * size,
             code_bytes=_num_bytes(
                 self.codes,
                 self.code_weights,
@@ -238,12 +248,14 @@ class ClusteredTable(nn.Module):
             ),
             personal_bytes=_num_bytes(self.personal_levels, self.personal_scale),
             full_table_bytes=self.num_embeddings * self.embedding_dim * size,
-            sleeping_bytes=(self.max_clusters - clusters) * self.embedding_dim * size,
+            sleeping_bytes=(self.max_clusters - clusters) * self.row_dim * size,
         )
 
     def extra_repr(self) -> str:
         max_clusters = "'auto'" if self.is_auto else self.max_clusters
         text = f"{self.num_embeddings}, {self.embedding_dim}, max_clusters={max_clusters}"
+        if self.row_dim < self.embedding_dim:
+            text += f", row_dim={self.row_dim}"
         text += f", num_clusters={self.num_clusters}"
         if self.blend_size > 1:
             text += f", blend_size={self.blend_size}"
@@ -273,16 +285,18 @@ class ClusteredTable(nn.Module):
         freeze: bool = True,
         max_clusters: int | Literal["auto"] | None = None,
         padding_idx: int | None = None,
+        embedding_dim: int | None = None,
         **options: Any,
     ) -> Self:
         """Make a table from given rows and the cluster of every entity.
 
-        rows : float (K, D)      row of every cluster; all of them are live
+        rows : float (K, R)      row of every cluster; all of them are live
         cluster_of : int (N,)    values in [0, K); the padding entity's value is ignored. Or (N, m)
             for blends
         weights : float (N, m) >= 0, of blends; rounded to sixteenths of the largest of each
         freeze : whether the rows are excluded from training, as in `nn.Embedding`
         max_clusters : K_max >= K; by default K: the table then has no room to split
+        embedding_dim : D >= R, the width of vectors; by default R
         raises : ArgumentError, DtypeError
 
         >>> table = ClusteredEmbedding.from_pretrained(torch.eye(2), torch.tensor([0, 1, 1]))
@@ -306,9 +320,10 @@ class ClusteredTable(nn.Module):
         num_clusters = rows.shape[0]
         table = cls(
             cluster_of.shape[0],
-            rows.shape[1],
+            rows.shape[1] if embedding_dim is None else embedding_dim,
             max(2, num_clusters) if max_clusters is None else max_clusters,
             padding_idx=padding_idx,
+            row_dim=rows.shape[1],
             device=rows.device,
             dtype=rows.dtype,
             **options,
@@ -384,7 +399,9 @@ class ClusteredTable(nn.Module):
     # --- looking up --------------------------------------------------------------------------
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """The vectors (L, D) of entities, ids (L,); the padding entity's is not yet zero here.
+        """What is kept of the vectors of entities, ids (L,): their last R numbers, (L, R).
+
+        The padding entity's are not yet zero here.
 
         raises : DtypeError, EntityIdError
         """
@@ -406,8 +423,13 @@ class ClusteredTable(nn.Module):
             vectors = vectors + self._sums(ids)
         return vectors if self.personal_scale.numel() == 0 else vectors + self._offsets(ids)
 
+    def _widened(self, vectors: Tensor) -> Tensor:
+        """Zeros before what is kept of vectors: (*, R) to (*, D)."""
+        missing = self.embedding_dim - self.row_dim
+        return F.pad(vectors, (missing, 0)) if missing else vectors
+
     def _sums(self, ids: Tensor) -> Tensor:
-        """What the levels of additive codes add to clusters' rows for entities, (L,): (L, D)."""
+        """What the levels of additive codes add to clusters' rows for entities, (L,): (L, R)."""
         num_levels, num_rows, width = self.level_rows.shape
         level = torch.arange(num_levels, device=ids.device)
         places = ids.long().unsqueeze(1) * num_levels + level  # (L, levels)
@@ -416,12 +438,12 @@ class ClusteredTable(nn.Module):
         return F.embedding_bag(choices + num_rows * level, rows, mode="sum")
 
     def _offsets(self, ids: Tensor) -> Tensor:
-        """What entities, (L,), have of their own, (L, D)."""
+        """What entities, (L,), have of their own, (L, R)."""
         lines = unpack(self.personal_of.index_select(0, ids)) if self.personal_of.numel() else ids
         return offsets_of(
             self.personal_levels.index_select(0, lines),
             self.personal_scale.index_select(0, lines),
-            self.embedding_dim,
+            self.row_dim,
             self.weight.dtype,
         )
 
@@ -750,7 +772,7 @@ class ClusteredTable(nn.Module):
             isinstance(levels, Tensor)
             and isinstance(scale, Tensor)
             and isinstance(line_of, Tensor)
-            and are_offsets(levels, scale, self.embedding_dim)
+            and are_offsets(levels, scale, self.row_dim)
             and line_of.numel() in (0, self.num_embeddings)
             and line_of.dtype in (torch.uint8, torch.int16, torch.int32)
         ):
@@ -764,7 +786,7 @@ class ClusteredTable(nn.Module):
             isinstance(rows, Tensor)
             and isinstance(choices, Tensor)
             and rows.dim() == 3
-            and rows.shape[2] == self.embedding_dim
+            and rows.shape[2] == self.row_dim
             and choices.numel() == self._level_bytes(rows)
         ):
             self.level_rows = self.level_rows.new_zeros(rows.shape)
@@ -807,7 +829,7 @@ class ClusteredTable(nn.Module):
             )
 
     def _level_bytes(self, rows: Tensor) -> int:
-        """What everyone's choices among the rows of levels, (L, R, D), take."""
+        """What everyone's choices among `level_rows` take."""
         num_levels, num_rows, _ = rows.shape
         if not num_levels:
             return 0
@@ -840,6 +862,7 @@ class ClusteredEmbedding(ClusteredTable):
     padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device, dtype :
         as in `nn.Embedding`; each equals an `nn.Embedding` whose rows are tied by cluster. The
         padding entity has no cluster, returns zeros and gets no gradient.
+    row_dim : R in [1, D]            numbers in a row; zeros stand before them. None: D
     raises : ArgumentError for sizes out of range
 
     Source: Chen et al., "Clustered Embedding Learning for Recommender Systems", WWW 2023,
@@ -861,10 +884,10 @@ class ClusteredEmbedding(ClusteredTable):
             vectors = self.look_up(flat)
             if self.scale_grad_by_freq and vectors.requires_grad:
                 vectors.register_hook(_DivideByFrequency(flat))
-            vectors = vectors.view(*input.shape, self.embedding_dim)
+            vectors = vectors.view(*input.shape, self.row_dim)
         if self.padding_idx is not None:
             vectors = vectors.masked_fill((input == self.padding_idx).unsqueeze(-1), 0.0)
-        return vectors
+        return self._widened(vectors)
 
 
 class ClusteredEmbeddingBag(ClusteredTable):
@@ -894,6 +917,8 @@ class ClusteredEmbeddingBag(ClusteredTable):
         padding_idx: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        row_dim: int | None = None,
     ) -> None:
         if mode not in ("sum", "mean", "max"):
             raise ArgumentError(f"mode is {mode!r}; wanted 'sum', 'mean' or 'max'")
@@ -912,6 +937,7 @@ class ClusteredEmbeddingBag(ClusteredTable):
             sparse=sparse,
             device=device,
             dtype=dtype,
+            row_dim=row_dim,
         )
         self.mode = mode
         self.include_last_offset = include_last_offset
@@ -940,14 +966,14 @@ class ClusteredEmbeddingBag(ClusteredTable):
                 rows = self.look_up(flat)
             else:
                 bag_of = _bag_of(input, offsets, self.include_last_offset)
-                rows = self.probe.vectors(self, input, bag_of).reshape(-1, self.embedding_dim)
+                rows = self.probe.vectors(self, input, bag_of).reshape(-1, self.row_dim)
         if self.padding_idx is None:
             padding_row = None
-        else:  # a row that pooling leaves out; copies K x D floats
+        else:  # a row that pooling leaves out; copies K x R floats
             padding_row = rows.shape[0]
-            rows = torch.cat([rows, rows.new_zeros(1, self.embedding_dim)])
+            rows = torch.cat([rows, rows.new_zeros(1, self.row_dim)])
             row_ids = row_ids.masked_fill(flat == self.padding_idx, padding_row)
-        return F.embedding_bag(
+        pooled = F.embedding_bag(
             row_ids.view_as(input),
             rows,
             offsets,
@@ -957,6 +983,7 @@ class ClusteredEmbeddingBag(ClusteredTable):
             include_last_offset=self.include_last_offset,
             padding_idx=padding_row,
         )
+        return self._widened(pooled)
 
 
 class _DivideByFrequency:

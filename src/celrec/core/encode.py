@@ -75,13 +75,13 @@ class Budget:
         if self.num_levels:
             level_rows = self.num_levels << self.level_bits
             codes += packed_bytes(num_entities * self.num_levels, self.level_bits)
-            codes += level_rows * table.embedding_dim * table.weight.element_size()
+            codes += level_rows * table.row_dim * table.weight.element_size()
         if self.bits is None:
             return codes
         with_vectors = num_entities * (
             code_bytes(1, id_bytes)
             + code_dtype(num_entities + 1).itemsize  # the index to vectors, at its widest
-            + offset_bytes(table.embedding_dim, self.bits)
+            + offset_bytes(table.row_dim, self.bits)
         )
         return max(codes, with_vectors)  # a table without data keeps its blends
 

@@ -115,7 +115,7 @@ class GradientProbe(_Probe):
     """Answers with the table's own vectors, as leaves whose gradients can be taken."""
 
     def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
-        vectors = table.look_up(ids.reshape(-1)).detach().view(*ids.shape, table.embedding_dim)
+        vectors = table.look_up(ids.reshape(-1)).detach().view(*ids.shape, table.row_dim)
         vectors.requires_grad_(torch.is_grad_enabled())
         self._record(ids, vectors, bag_of)
         return vectors
@@ -134,7 +134,7 @@ class ProposalProbe(_Probe):
     def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
         clusters = unpack(self.cluster_of.index_select(0, ids.reshape(-1)))
         rows = table.weight.detach() if self.rows is None else self.rows
-        vectors = rows.index_select(0, clusters).view(*ids.shape, table.embedding_dim)
+        vectors = rows.index_select(0, clusters).view(*ids.shape, table.row_dim)
         self._record(ids, vectors, bag_of)
         return vectors
 
@@ -154,7 +154,7 @@ class PosteriorProbe(_Probe):
 
     def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
         flat = self.posterior.draw(ids.reshape(-1), self.generator)
-        vectors = flat.view(*ids.shape, table.embedding_dim)
+        vectors = flat.view(*ids.shape, table.row_dim)
         vectors.requires_grad_(torch.is_grad_enabled())
         self._record(ids, vectors, bag_of)
         return vectors

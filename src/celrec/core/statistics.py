@@ -88,9 +88,9 @@ def collect_statistics(
     num_slots = table.num_embeddings if entities is None else entities.numel()
     device = table.weight.device
     dtype = torch.promote_types(table.weight.dtype, torch.float32)
-    gradient = torch.zeros(num_slots, table.embedding_dim, dtype=dtype, device=device)
+    gradient = torch.zeros(num_slots, table.row_dim, dtype=dtype, device=device)
     curvature = torch.zeros_like(gradient)
-    fisher = gradient.new_zeros(table.embedding_dim, table.embedding_dim)
+    fisher = gradient.new_zeros(table.row_dim, table.row_dim)
     count = torch.zeros(table.num_embeddings, dtype=torch.long, device=device)
     slot_of = None
     if entities is not None:
@@ -141,7 +141,7 @@ def collect_cluster_fisher(table: ClusteredTable, loss: SampleLoss) -> ClusterFi
 
     raises : LossError, SampleError
     """
-    width, device = table.embedding_dim, table.weight.device
+    width, device = table.row_dim, table.weight.device
     fisher = torch.zeros(table.max_clusters, width, width, dtype=torch.float64, device=device)
     count = torch.zeros(table.max_clusters, dtype=torch.float64, device=device)
     clusters = table.cluster_ids()
@@ -211,7 +211,7 @@ def sample_entity_pairs(
         look_up.check_samples(num_samples)
         if gradient is None:  # looked up, but without influence on the loss
             gradient = torch.zeros_like(look_up.vectors)
-        gradient = gradient.reshape(-1, table.embedding_dim)
+        gradient = gradient.reshape(-1, table.row_dim)
         keep = None if table.padding_idx is None else look_up.ids != table.padding_idx
         ids.append(look_up.ids if keep is None else look_up.ids[keep])
         samples.append(look_up.samples if keep is None else look_up.samples[keep])
@@ -220,7 +220,7 @@ def sample_entity_pairs(
         return SampleEntityPairs(samples[0], ids[0].long(), sums[0], is_interacting=False)
     key = torch.cat(samples) * table.num_embeddings + torch.cat(ids)
     pair, inverse = key.unique(return_inverse=True)
-    summed = torch.zeros(pair.numel(), table.embedding_dim, dtype=sums[0].dtype, device=key.device)
+    summed = torch.zeros(pair.numel(), table.row_dim, dtype=sums[0].dtype, device=key.device)
     summed.index_add_(0, inverse, torch.cat(sums))
     sample = pair // table.num_embeddings
     return SampleEntityPairs(

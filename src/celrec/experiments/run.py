@@ -403,7 +403,7 @@ def _newton_steps(
     loss.look_at(table_name, None)
     model.eval()
     found = collect_statistics(table, loss).statistics
-    steps = torch.zeros(table.num_embeddings, table.embedding_dim, dtype=found.gradient.dtype)
+    steps = torch.zeros(table.num_embeddings, table.row_dim, dtype=found.gradient.dtype)
     damping = config.clusters.split.damping
     steps[found.entities] = -found.gradient / (found.curvature + damping)
     return steps

@@ -71,13 +71,15 @@ def draw_rows(layer: nn.Module, std: float, generator: torch.Generator | None = 
 
     The first row is made nonnegative. A clustered table starts with all its entities in that row,
     and two tables whose first rows agree in sign give a prediction that can grow at once. A layer
-    that draws itself is asked for vectors of that deviation.
+    that draws itself is asked for vectors of that deviation. Rows narrower than vectors are drawn
+    so much wider that vectors are as long.
     """
     if isinstance(layer, DrawsItself):
         layer.reset_parameters(std, generator)
         return
     rows = rows_of(layer)
-    nn.init.normal_(rows, std=std, generator=generator)
+    width = getattr(layer, "embedding_dim", rows.shape[1])
+    nn.init.normal_(rows, std=std * (width / rows.shape[1]) ** 0.5, generator=generator)
     rows[0].abs_()
     padding_idx = getattr(layer, "padding_idx", None)
     if isinstance(layer, nn.Embedding) and padding_idx is not None:
