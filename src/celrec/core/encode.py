@@ -31,6 +31,8 @@ BLEND_SIZE = 4
 
 _CLUSTERS_TRIED = (32, 16, 8, 4, 2)
 _ENOUGH_BITS = 24
+_BITS_PER_NUMBER = 1.25
+_LEAST_ROW_DIM = 4
 _ENTITIES_AT_A_TIME = 1 << 16  # weights take this many x K floats
 
 
@@ -119,18 +121,47 @@ def check_budget(tables: Mapping[str, ClusteredTable], bytes_per_entity: float) 
         raise _too_small(bytes_per_entity, least, num_entities)
 
 
-def clusters_within(tables: Sequence[tuple[int, int]], bytes_per_entity: float) -> int:
-    """How many clusters to give each table, so that a byte budget is spent well.
+def rows_within(
+    tables: Sequence[tuple[int, int]], bytes_per_entity: float, row_dim: int | None = None
+) -> tuple[int, int]:
+    """How many rows to give each table, and how many numbers to a row, to spend a byte budget well.
+
+    Rows are as wide as vectors, or half as wide, a quarter, and so on, down to four numbers: the
+    widest whose codes have five bits for every four numbers, or room for everyone's own vector. If
+    none has, the one with most bits a number (docs/design/row-width.md).
+
+    tables : (N, D) of each
+    row_dim : numbers in a row, if that is settled; tables of narrower vectors take fewer
+    returns : K and R
+    raises : ArgumentError if not even two clusters fit
+
+    >>> [rows_within([(6040, 32), (3706, 32)], share) for share in (1.28, 2.56, 12.8)]
+    [(8, 8), (8, 16), (32, 16)]
+    """
+    widths = [max(width for _, width in tables)] if row_dim is None else [row_dim]
+    while row_dim is None and (half := math.ceil(widths[-1] / 2)) >= _LEAST_ROW_DIM:
+        widths.append(half)
+    found = {}
+    for width in widths:
+        narrowed = [(num_entities, min(own, width)) for num_entities, own in tables]
+        num_clusters, bits = _clusters_within(narrowed, bytes_per_entity)
+        if bits >= _BITS_PER_NUMBER * width:
+            return num_clusters, width
+        found[bits / width] = num_clusters, width
+    return found[max(found)]
+
+
+def _clusters_within(
+    tables: Sequence[tuple[int, int]], bytes_per_entity: float
+) -> tuple[int, float]:
+    """How many clusters to give each table; and the bits of codes, infinite if vectors are whole.
 
     So many that codes have most bits, up to 24; among equals the most, up to 32. Bits of levels
     serve as well as bits of clusters, and cost fewer rows; with 24 of them vectors are nearly as
     good as if kept whole (docs/design/additive-codes.md).
 
-    tables : (N, D) of each
+    tables : (N, R) of each
     raises : ArgumentError if not even two clusters fit
-
-    >>> [clusters_within([(6040, 32), (3706, 32)], share) for share in (1.28, 2.56, 12.8)]
-    [8, 8, 32]
     """
     best, most_bits = None, -1
     for num_clusters in _CLUSTERS_TRIED:
@@ -149,12 +180,14 @@ def clusters_within(tables: Sequence[tuple[int, int]], bytes_per_entity: float) 
                 continue
             raise
         bits = bits_for(num_clusters) + budget.num_levels * budget.level_bits
-        if budget.bits is not None or bits >= _ENOUGH_BITS:
-            return num_clusters
+        if budget.bits is not None:
+            return num_clusters, math.inf
+        if bits >= _ENOUGH_BITS:
+            return num_clusters, bits
         if bits > most_bits:
             best, most_bits = num_clusters, bits
     assert best is not None, "two clusters were tried, or raised"
-    return best
+    return best, most_bits
 
 
 def _too_small(bytes_per_entity: float, least: int, num_entities: int) -> ArgumentError:

@@ -15,7 +15,7 @@ from torch import nn
 from celrec.baselines.contract import CompressedEmbedding, Occurrences
 from celrec.baselines.registry import all_baselines
 from celrec.core.embedding import ClusteredEmbedding
-from celrec.core.encode import clusters_within
+from celrec.core.encode import rows_within
 from celrec.core.recording import evaluation_mode
 from celrec.data.catalog import CATALOG, load
 from celrec.data.interactions import Interactions
@@ -185,9 +185,11 @@ def _completed_embedding(config: RunConfig, interactions: Interactions) -> Embed
         widths = MODELS[config.model.kind].layer_widths(config.model.width)
         tables = [(counts["user" not in name], width) for name, width in widths.items()]
         try:
-            defaults = [clusters_within(tables, budget)] * 2
+            num_rows, row_dim = rows_within(tables, budget, embedding.row_dim)
         except ArgumentError as error:
             raise ConfigError(f"clustered tables: {error}") from error
+        defaults = [num_rows] * 2
+        embedding = replace(embedding, row_dim=row_dim)
     else:  # `_build_table` asks the baseline
         return embedding
     user_rows, item_rows = (
@@ -314,7 +316,8 @@ def _build_table(
     try:
         if embedding.is_clustered:
             assert rows is not None, "the configuration is completed"
-            return ClusteredEmbedding(num_entities, width, rows)
+            row_dim = width if embedding.row_dim is None else min(width, embedding.row_dim)
+            return ClusteredEmbedding(num_entities, width, rows, row_dim=row_dim)
         if config.encoding.bytes_per_entity is None:
             assert isinstance(rows, int), "the configuration is completed"
             num_bytes = rows * width * 4

@@ -132,6 +132,8 @@ class EmbeddingConfig:
         fewer. "auto", for clustered: as many as the data pay for. A baseline takes as many bytes
         as so many rows of float32. Where `encoding.bytes_per_entity` is given, it decides in place
         of None
+    row_dim : numbers in a row of a clustered table; zeros stand before them. None: as many as in a
+        vector, or what `encoding.bytes_per_entity` makes best use of
     init_scale : > 0, multiplies the vectors that the model starts with
     start : added to the first number of all of them, a direction that all tables share
     """
@@ -139,6 +141,7 @@ class EmbeddingConfig:
     kind: str
     user_rows: Rows | None = None
     item_rows: Rows | None = None
+    row_dim: int | None = None
     init_scale: float = 1.0
     start: float = 0.0
 
@@ -146,6 +149,8 @@ class EmbeddingConfig:
         known = ("full", *CLUSTERED, *all_baselines())
         if self.kind not in known:
             raise ArgumentError(f"kind is {self.kind!r}; {nearest_name(self.kind, known)}")
+        if self.row_dim is not None:
+            check_count("row_dim", self.row_dim, at_least=1)
         check_number("init_scale", self.init_scale, above=0)
         check_number("start", self.start)
         if self.kind == "full" and (self.user_rows, self.item_rows) != (None, None):
