@@ -76,11 +76,6 @@ def test_codes_never_take_more_than_the_budget(base: Any, bytes_per_entity: floa
     assert model.users.to_dense().isfinite().all()
 
 
-def test_where_levels_cost_more_than_entities_the_first_bytes_go_to_blends(base: Any) -> None:
-    sizes = [encoded(base, LEAST + extra).users.blend_size for extra in (0, 1.9, 2, 4, 5, 5.5)]
-    assert sizes == [1, 1, 2, 3, 4, 4]
-
-
 def test_codes_are_packed_where_nothing_else_fits(base: Any) -> None:
     model = encoded(base, LEAST - 0.4)
     for table in (model.users, model.items):
@@ -130,7 +125,6 @@ def rank(budget: Budget) -> tuple[int, ...]:
     return (
         budget.bits or 0,
         budget.num_levels * budget.level_bits,
-        budget.blend_size,
         not budget.is_packed,
     )
 
@@ -240,11 +234,11 @@ def test_state_loads_into_a_model_of_any_other_budget(base: Any) -> None:
 def test_encoding_again_depends_on_rows_and_clusters_alone(base: Any) -> None:
     """What was personal before is dropped, and the budget is kept."""
     batches, model, clusters = clusters_of(base)
-    for budget in (1000.0, LEAST + 6.8, LEAST - 0.4, LEAST + 6.8):
+    for budget in (LEAST + 6.8, 1000.0, LEAST - 0.4):
         clusters.encode(batches, budget, rule=SHORT)
         assert memory_report(model).total_bytes <= budget * NUM_ENTITIES
     assert num_personal(model) == 0
-    assert model.users.blend_size == 4
+    assert model.users.is_packed
 
 
 def test_a_round_after_encoding_hardens(base: Any) -> None:

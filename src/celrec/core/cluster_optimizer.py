@@ -289,14 +289,8 @@ class ClusterOptimizer:
             events = self.blend(batches, budget.blend_size)
             rule = replace(rule, bits=budget.bits)
             return events + self._personalize(batches, None, rule, after_pass)
-        if budget.num_levels:
-            self.blend(batches, BLEND_SIZE)  # where the fit begins; nothing of it stays
-            return self._personalize(batches, budget, rule, after_pass)
-        events = self.blend(batches, budget.blend_size)
-        if budget.is_packed:
-            for table in self.tables.values():
-                table.pack_codes()
-        return events
+        self.blend(batches, BLEND_SIZE)  # where the fit begins; nothing of it stays
+        return self._personalize(batches, budget, rule, after_pass)
 
     def _personalize(
         self,
@@ -317,6 +311,8 @@ class ClusterOptimizer:
                     posteriors[name] = Posterior(table, seen, found[name].count[seen], rule)
                 elif levels is not None:
                     table.harden()
+                    if levels.is_packed:
+                        table.pack_codes()
             if not posteriors:
                 return []
             rows = {id(table.weight) for table in self.tables.values()}

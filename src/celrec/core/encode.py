@@ -2,7 +2,7 @@
 
 `Budget` says what the bytes are spent on, best first: a vector of eight bits a number for everyone
 with data, or of four; else additive codes of as many levels as there is room for (four bits an
-entity each); else blends; else hard codes, packed in bits where nothing else fits.
+entity each), or of none: hard codes. These are packed in bits where that leaves room for a level.
 docs/design/additive-codes.md has the figures that decided.
 """
 
@@ -43,7 +43,7 @@ class Budget:
     bits : of each number of everyone's personal vector; None: there are none
     num_levels, level_bits : of additive codes; 0 levels: there are none
     is_packed : whether clusters are kept in as few bits as they need
-    blend_size : m, where entities have neither
+    blend_size : m, of entities without data where others have vectors
     """
 
     bits: int | None = None
@@ -100,8 +100,7 @@ def _best_first() -> Iterator[Budget]:
             yield Budget(num_levels=num_levels, is_packed=is_packed)
     for is_packed in (False, True):
         yield Budget(num_levels=1, level_bits=3, is_packed=is_packed)
-    for blend_size in range(BLEND_SIZE, 0, -1):
-        yield Budget(blend_size=blend_size)
+    yield Budget()
     yield _PACKED
 
 

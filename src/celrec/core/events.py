@@ -120,7 +120,10 @@ class PersonalEvent(_Event):
 
 @dataclass(frozen=True)
 class AdditiveEvent(_Event):
-    """All entities got additive codes: the row of their cluster and one of each level."""
+    """All entities got additive codes: the row of their cluster and one of each level.
+
+    Without levels: the row that is nearest to what was fitted for them.
+    """
 
     kind: ClassVar[str] = "additive"
     num_levels: int
