@@ -104,7 +104,7 @@ def test_merged_validation_trains_for_exactly_the_epochs_given(
         (["--blend", "2", "--temperature", "1"], 2, range(1), "blended"),
         (["--personal"], 1, range(100, 101), "personal"),
         (["--bytes-per-entity", "2.3"], 1, range(1), "personal"),
-        (["--bytes-per-entity", "5"], 2, range(1), "personal"),
+        (["--bytes-per-entity", "5"], 1, range(1), "personal"),
         (["--bytes-per-entity", "9"], 1, range(100, 101), "personal"),
         (["--bytes-per-entity", "14"], 1, range(100, 101), "personal"),
     ],

@@ -135,7 +135,7 @@ def rows_within(
     raises : ArgumentError if not even two clusters fit
 
     >>> [rows_within([(6040, 32), (3706, 32)], share) for share in (1.28, 2.56, 12.8)]
-    [(8, 8), (8, 16), (32, 16)]
+    [(2, 4), (2, 8), (32, 32)]
     """
     widths = [max(width for _, width in tables)] if row_dim is None else [row_dim]
     while row_dim is None and (half := math.ceil(widths[-1] / 2)) >= _LEAST_ROW_DIM:
