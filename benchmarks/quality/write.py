@@ -1,9 +1,10 @@
-"""Writes benchmarks/RESULTS.md and its plots from finished suites.
+"""Writes benchmarks/RESULTS.md, and a page with a plot in benchmarks/results for each suite.
 
     celrec bench benchmarks/quality/ml_100k.toml        # for every suite, as long as it takes
     python -m benchmarks.quality.write [--runs FOLDER] [--data FOLDER]
 
-A suite whose folder has no results yet is left out, and the page says so.
+Pages are written of the suites that have results under --runs. RESULTS.md sums up all pages that are
+there, older ones too, and says which suites have none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ import polars as pl
 
 from benchmarks.jobs import ROOT
 from benchmarks.plotting import COLOURS, QUIET, label, new_figure, save, ticks_at
+from benchmarks.quality.headlines import (
+    Headlines,
+    best_others,
+    gain_in_words,
+    is_certain,
+    table,
+)
 from celrec.experiments.config import RunConfig
 from celrec.experiments.peers import PEERS
 from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, has_budget
@@ -34,32 +42,55 @@ from celrec.experiments.suite_results import (
 from celrec.report.style import spread_apart
 
 SUITES = ROOT / "benchmarks" / "quality"
-PAGE = ROOT / "benchmarks" / "RESULTS.md"
+PAGES = ROOT / "benchmarks" / "results"
+SUMMARY = ROOT / "benchmarks" / "RESULTS.md"
 PLOT_HEIGHT = 230  # of the axes, in points
 NUM_NAMED = 4  # lines of other methods that get a colour and a name
 
 TEXT = """\
 # Methods at equal bytes
 
-*Written by `python -m benchmarks.quality.write` from suites that `celrec bench` ran. Every method
-was tuned with the same number of trials on validation data, at one budget; figures are those of
-test data, mean and standard deviation over seeds. A budget is a share of the bytes of full float32
-tables and covers all that serving needs: rows, codes, index tables, private numbers. "Ours" is
-`clustered` under that byte budget. Gains are paired on the same test events, with 95 % intervals
-from a bootstrap over test users, seeds pooled. Tied: the interval contains 0, and the difference is
-below {auc:g} AUC or {mse:.1%} of the squared error.*
+*Written by `python -m benchmarks.quality.write` from suites that `celrec bench` ran.
+{missing}*
 
-*Full tables and peers (`surprise-...` and `implicit-...`: other packages, on the same partitions)
+How far ours is ahead of the best other method of the same total bytes (AUC, or the share of the
+other's squared error that it saves). Bold: behind. `=`: tied. `?`: the 95 % interval contains 0.
+
+{best_others}
+
+How far ours is ahead of full float32 tables, tuned with as many trials:
+
+{full}
+
+The same, on users with at most five training events:
+
+{cold_users}
+
+And on items with at most five:
+
+{cold_items}
+
+## How it was measured
+
+Every method was tuned with the same number of trials on validation data, at one budget; figures are
+those of test data, mean and standard deviation over seeds. A budget is a share of the bytes of full
+float32 tables and covers all that serving needs: rows, codes, index tables, private numbers. "Ours"
+is `clustered` under that byte budget. Gains are paired on the same test events, with 95 % intervals
+from a bootstrap over test users, seeds pooled. Tied: the interval contains 0, and the difference is
+below {auc:g} AUC or {mse:.1%} of the squared error.
+
+Full tables and peers (`surprise-...` and `implicit-...`: other packages, on the same partitions)
 are of any size. Their bytes stand beside their figures, those of peers as their packages hold them.
 Predictions of `surprise-...` are cut off at the ends of the ratings, as that package does; those of
 others are not. Scores of `implicit-...` rank the items of a user and are no probabilities, but AUC
-pools users.*
+pools users.
 
-*Inner constants of other methods (pulls, pruning times, numbers of hashes, shares of a budget) were
+Inner constants of other methods (pulls, pruning times, numbers of hashes, shares of a budget) were
 set beforehand in trials on parts of MovieLens-100k and -1M that were scored on held-out data, test
-events among them. On these two data sets that favours them, if anything, over ours.*
+events among them. On these two data sets that favours them, if anything, over ours.
 
-{missing}
+The paper's third rating set (Amazon video games) cannot be had without its publisher's site;
+CiaoDVD and Book-Crossing stand in for it.
 """
 
 
@@ -68,35 +99,52 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--data", type=Path, default=Path(), help="where suites' data files are")
     options = parser.parse_args()
-    sections, missing = [], []
     for file in sorted(SUITES.glob("*.toml")):
-        suite, folder = SuiteConfig.read(file), options.runs / file.stem
+        folder = options.runs / file.stem
         if (folder / TRIALS_FILE).exists():
-            sections.append(section(file, suite.with_data_in(options.data), folder))
-        else:
-            missing.append(f"`{file.name}`")
-    note = f"Not run yet: {', '.join(missing)}." if missing else ""
-    head = TEXT.format(missing=note, auc=TIE["binary"], mse=TIE["rating"])
-    PAGE.write_text("\n".join([head, *sections]), encoding="utf-8")
+            suite = SuiteConfig.read(file).with_data_in(options.data)
+            text, headlines = page(file.stem, suite, folder)
+            (PAGES / f"{file.stem}.md").write_text(text, encoding="utf-8")
+            headlines.write(PAGES / f"{file.stem}.json")
+    SUMMARY.write_text(summary(), encoding="utf-8")
 
 
-def section(file: Path, suite: SuiteConfig, folder: Path) -> str:
+def summary() -> str:
+    """RESULTS.md, of all pages that are there."""
+    names = [file.stem for file in sorted(SUITES.glob("*.toml"))]
+    missing = [f"`{name}.toml`" for name in names if not (PAGES / f"{name}.json").exists()]
+    found = [Headlines.read(PAGES / f"{n}.json") for n in names if f"`{n}.toml`" not in missing]
+    return TEXT.format(
+        missing=f"Not run yet: {', '.join(missing)}." if missing else "All suites were run.",
+        best_others="\n".join(table(found, "best other")),
+        full="\n".join(table(found, "full")),
+        cold_users="\n".join(table(found, "cold users")),
+        cold_items="\n".join(table(found, "cold items")),
+        auc=TIE["binary"],
+        mse=TIE["rating"],
+    )
+
+
+def page(name: str, suite: SuiteConfig, folder: Path) -> tuple[str, Headlines]:
+    """A suite's page and what RESULTS.md says of it; draws its plot, too."""
     trials = read_trials(folder)
     table = standings(trials, suite.metric)
     compared = comparisons(suite, folder)
-    plot(file.stem, suite, table)
+    cold_compared = cold_comparisons(suite, folder)
+    plot(name, suite, table)
     present = [m for m in suite.methods if m in table["method"].to_list()]
     commits = ", ".join(sorted(trials["commit"].unique().to_list()))
-    return "\n".join(
+    text = "\n".join(
         [
-            f"## {suite.name}",
+            f"# {suite.name}",
+            "",
+            "*Written by `python -m benchmarks.quality.write`; [RESULTS.md](../RESULTS.md) says how "
+            "to read it.*",
             "",
             *constructed(suite),
             verdict(suite, compared, table),
             "",
-            f"![{suite.metric.upper()} against total bytes]({file.stem}.svg)".replace(
-                "](", "](quality/"
-            ),
+            f"![{suite.metric.upper()} against total bytes]({name}.svg)",
             "",
             *figures(suite, suite.metric, table, present),
             "",
@@ -104,7 +152,7 @@ def section(file: Path, suite: SuiteConfig, folder: Path) -> str:
             "",
             *wins(suite, compared),
             "",
-            *cold(suite, folder),
+            *cold(suite, cold_compared),
             *rankings(suite, folder, trials, present),
             f"{suite.trials} tuning trials for each method at 1/{1 / suite.tuning_budget:g}, seeds "
             f"{', '.join(map(str, suite.seeds))}; commit {commits}; "
@@ -115,22 +163,22 @@ def section(file: Path, suite: SuiteConfig, folder: Path) -> str:
             "",
         ]
     )
+    return text, Headlines.of(name, suite, compared, cold_compared)
 
 
 def verdict(suite: SuiteConfig, compared: list[Comparison], table: pl.DataFrame) -> str:
     """Where ours is best or tied, by budget, and where full tables stand."""
     parts = []
-    for budget in suite.budgets:
-        of_budget = [one for one in compared if one.budget == budget and has_budget(one.method)]
-        if not of_budget:
-            continue
-        best = min(of_budget, key=lambda one: one.gain)
+    for best in best_others(suite, compared):
         word = {"win": "ahead of", "tie": "tied with", "loss": "behind"}[best.verdict]
-        if best.verdict != "tie" and best.low <= 0 <= best.high:
+        if best.verdict != "tie" and not is_certain(best):
             word = f"{word}, but not for certain,"
-        parts.append(f"1/{1 / budget:g} {word} {best.method} ({_gain(suite, best)})")
+        gain = gain_in_words(suite.task, best)
+        parts.append(f"1/{1 / best.budget:g} {word} {best.method} ({gain})")
     against_full = [
-        f"1/{1 / one.budget:g} {_gain(suite, one)}" for one in compared if one.method == FULL
+        f"1/{1 / one.budget:g} {gain_in_words(suite.task, one)}"
+        for one in compared
+        if one.method == FULL
     ]
     text = f"Ours against the best other method at each budget: {'; '.join(parts)}."
     if against_full:
@@ -139,19 +187,13 @@ def verdict(suite: SuiteConfig, compared: list[Comparison], table: pl.DataFrame)
     if not peers.is_empty():
         best = peers.row(0, named=True)
         against = [
-            f"1/{1 / one.budget:g} {_gain(suite, one)}"
+            f"1/{1 / one.budget:g} {gain_in_words(suite.task, one)}"
             for one in compared
             if one.method == best["method"]
         ]
         text += f" Against the best peer, {best['method']} ({best['total_bytes']:,.0f} bytes): "
         text += f"{'; '.join(against) or 'not compared'}."
     return text
-
-
-def _gain(suite: SuiteConfig, one: Comparison) -> str:
-    if suite.task == "binary":
-        return f"{one.gain:+.4f} AUC, {one.low:+.4f} to {one.high:+.4f}"
-    return f"{100 * one.gain:+.1f} % MSE, {100 * one.low:+.1f} to {100 * one.high:+.1f}"
 
 
 def _difference(one: Comparison) -> str:
@@ -274,9 +316,8 @@ def wins(suite: SuiteConfig, compared: list[Comparison]) -> list[str]:
     return lines
 
 
-def cold(suite: SuiteConfig, folder: Path) -> list[str]:
+def cold(suite: SuiteConfig, found: list[tuple[Slice, int, Comparison]]) -> list[str]:
     """Ours against the full table on cold users and items; nothing where there are too few."""
-    found = cold_comparisons(suite, folder)
     if not found:
         return []
     heads = " | ".join(f"1/{1 / budget:g}" for budget in suite.budgets)
@@ -287,7 +328,7 @@ def cold(suite: SuiteConfig, folder: Path) -> list[str]:
     for some in dict.fromkeys(some for some, _, _ in found):
         gains = {one.budget: one for at, _, one in found if at == some}
         num_events = next(num for at, num, _ in found if at == some)
-        cells = (_gain(suite, gains[b]) if b in gains else "-" for b in suite.budgets)
+        cells = (gain_in_words(suite.task, gains[b]) if b in gains else "-" for b in suite.budgets)
         lines.append(f"| {_slice_name(some)} | {num_events:,} | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -362,7 +403,7 @@ def plot(name: str, suite: SuiteConfig, table: pl.DataFrame) -> None:
         label(axes, max(suite.budgets), height, name_of_method, colour, dx=16)
     if suite.metric != "auc":
         axes.invert_yaxis()
-    save(canvas, SUITES / f"{name}.svg")
+    save(canvas, PAGES / f"{name}.svg")
 
 
 if __name__ == "__main__":
