@@ -17,7 +17,7 @@ from celrec.experiments.suite_results import Comparison, Slice
 from celrec.losses import Task
 
 Against = Literal["best other", "full", "cold users", "cold items"]
-"""The best other method of a budget; full tables on all events; and those on cold users or items."""
+"""The best other method of a budget; full tables, on all events, cold users or cold items."""
 
 
 @dataclass(frozen=True)

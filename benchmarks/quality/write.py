@@ -3,8 +3,8 @@
     celrec bench benchmarks/quality/ml_100k.toml        # for every suite, as long as it takes
     python -m benchmarks.quality.write [--runs FOLDER] [--data FOLDER]
 
-Pages are written of the suites that have results under --runs. RESULTS.md sums up all pages that are
-there, older ones too, and says which suites have none.
+Pages are written of the suites that have results under --runs. RESULTS.md sums up all pages that
+are there, older ones too, and says which suites have none.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def page(name: str, suite: SuiteConfig, folder: Path) -> tuple[str, Headlines]:
         [
             f"# {suite.name}",
             "",
-            "*Written by `python -m benchmarks.quality.write`; [RESULTS.md](../RESULTS.md) says how "
-            "to read it.*",
+            "*Written by `python -m benchmarks.quality.write`; "
+            "[RESULTS.md](../RESULTS.md) says how to read it.*",
             "",
             *constructed(suite),
             verdict(suite, compared, table),
