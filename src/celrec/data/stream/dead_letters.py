@@ -15,7 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from celrec.data.stream.event import Event, LongRecord, TextFields
 from celrec.errors import BadEventError, CheckpointError
@@ -24,8 +24,8 @@ from celrec.errors import BadEventError, CheckpointError
 class DeadLetters:
     """A file of records that are no events.
 
-    path : made if it is missing; what it holds already stays, and counts
-    counts : records by reason
+    path : made if it is missing
+    counts : records by reason, of those that `resume` found and those appended since
 
     A checkpoint saves the length of the file; `resume` cuts off what came after it.
     """
@@ -34,15 +34,15 @@ class DeadLetters:
         self.path = Path(path)
         self.counts: Counter[str] = Counter()
         self._file = self.path.open("ab")
-        self.resume(self._file.tell())
+        self._length = self._file.tell()
 
     @property
     def length(self) -> int:
-        """The length of the file in bytes, what is not flushed included."""
+        """The length of the file in bytes."""
         return self._length
 
     def append(self, error: BadEventError, position: Any, payload: object) -> None:
-        """Write a record down; it is safe after the next `flush`.
+        """Write a record down. It can be read at once, and is safe after the next `flush`.
 
         error : what is wrong with it
         position : of the source, after the record
@@ -57,6 +57,7 @@ class DeadLetters:
         line = json.dumps(letter, allow_nan=False).encode() + b"\n"
         try:
             self._file.write(line)
+            self._file.flush()
         except OSError as failure:
             raise self._cannot_extend(failure) from failure
         self._length += len(line)
@@ -68,7 +69,6 @@ class DeadLetters:
         raises : CheckpointError if it cannot be written
         """
         try:
-            self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as failure:
             raise self._cannot_extend(failure) from failure
@@ -80,7 +80,6 @@ class DeadLetters:
         length : >= 0, bytes
         raises : CheckpointError if the file is shorter, or what is left holds no dead letters
         """
-        self._file.flush()
         found = self.path.stat().st_size
         if found < length:
             raise CheckpointError(
@@ -106,6 +105,12 @@ class DeadLetters:
         if not self._file.closed:
             self.flush()
             self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _cannot_extend(self, failure: OSError) -> CheckpointError:
         return CheckpointError(

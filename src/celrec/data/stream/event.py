@@ -54,15 +54,19 @@ class TextFields(NamedTuple):
     fields: Mapping[bytes, bytes]
 
 
-class LongRecord(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LongRecord:
     """What is left of a record that was too long to keep.
 
     head : its first bytes
-    num_bytes : its whole length
+    num_bytes : its whole length, which is also its `len`
     """
 
     head: bytes
     num_bytes: int
+
+    def __len__(self) -> int:
+        return self.num_bytes
 
 
 Payload = Event | Mapping[str, Any] | bytes | str | TextFields | LongRecord | None
@@ -209,7 +213,7 @@ class EventFormat:
                 return read_text(payload)
             if isinstance(payload, Event):
                 return _typed_event(*payload, make_label)
-            if isinstance(payload, Mapping):
+            if type(payload) is dict or isinstance(payload, Mapping):
                 return event_of_mapping(payload)
             if isinstance(payload, TextFields):
                 return self._event_of_text_fields(payload.fields, make_label)
@@ -246,12 +250,14 @@ class EventFormat:
         return event_of
 
     def _json_reader(self, make_label: _LabelMaker) -> Callable[[str], Event | None]:
-        loads = json.loads
+        decode = json.JSONDecoder().raw_decode
         event_of_mapping = self._mapping_reader(make_label)
 
         def read(text: str) -> Event | None:
             try:
-                fields = loads(text)
+                fields, end = decode(text)
+                if end < len(text):  # white space, which `loads` takes, or an error
+                    fields = json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise BadEventError("not JSON", str(error)) from None
             if type(fields) is not dict:
@@ -352,7 +358,9 @@ def _fields_of_line(text: str, separator: str) -> list[str]:
 def _typed_event(
     user: object, item: object, label: object, time: object, make_label: _LabelMaker
 ) -> Event | None:
-    user_id, item_id = _id("user", user), _id("item", item)
+    # Almost every id is a plain integer: a check of the exact type, and no call.
+    user_id = user if type(user) is int and _LOWEST_ID <= user <= _HIGHEST_ID else _id("user", user)
+    item_id = item if type(item) is int and _LOWEST_ID <= item <= _HIGHEST_ID else _id("item", item)
     number = float(label) if isinstance(label, bool) else _number("label", label)
     seconds = None if time is None else _time(time)
     made = make_label(number)
@@ -360,8 +368,6 @@ def _typed_event(
 
 
 def _id(role: str, value: object) -> int | str:
-    if type(value) is int and _LOWEST_ID <= value <= _HIGHEST_ID:
-        return value
     if isinstance(value, str):
         if not value or value.isspace():
             raise BadEventError(f"{role} is empty", f"found {value!r}")
@@ -393,7 +399,7 @@ def _number(role: str, value: object) -> float:
         return value
     if value is None:
         raise BadEventError(f"{role} is null", "found None")
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, int | Real):
         raise BadEventError(f"{role} is not a number", f"found {_shortened(value)}")
     try:
         return float(value)
@@ -402,11 +408,14 @@ def _number(role: str, value: object) -> float:
 
 
 def _time(value: object) -> float:
-    if isinstance(value, date):  # datetimes are dates
-        return _seconds(value)
     if isinstance(value, str):
         return _time_in_date(value)
-    seconds = _number("timestamp", value)
+    if isinstance(value, date):  # datetimes are dates
+        return _seconds(value)
+    return _finite_time(_number("timestamp", value))
+
+
+def _finite_time(seconds: float) -> float:
     if not math.isfinite(seconds):
         raise BadEventError("timestamp is NaN or infinite", f"found {seconds!r}")
     return seconds
@@ -434,6 +443,8 @@ def _text_event(
 
 def _id_in_text(role: str, text: str) -> int | str:
     """An integer if the text is the plain spelling of one of 64 bits (so "007" and 7 differ)."""
+    if text.isdecimal() and text.isascii() and text[0] != "0" and len(text) < 19:
+        return int(text)
     text = text.strip()
     if not text:
         raise BadEventError(f"{role} is empty", "found no text")
@@ -463,7 +474,7 @@ def _time_in_text(text: str) -> float:
         seconds = _number_in_text("timestamp", text)
     except BadEventError:
         return _time_in_date(text)
-    return _time(seconds)
+    return _finite_time(seconds)
 
 
 def _time_in_date(text: str) -> float:

@@ -142,7 +142,7 @@ def _without_mark(line: Line) -> Line:
 
 
 def _is_blank(line: Line) -> bool:
-    return not line or (isinstance(line, bytes) and line.isspace())
+    return not line or line == b"\r"
 
 
 class LineFile(_Lines):
@@ -217,25 +217,24 @@ class LineFile(_Lines):
         return self._splitter.end()
 
     def _make_ready(self, lines: Sequence[Line]) -> None:
-        offset, num_before = self._offset, len(self._ready)
+        offset, digest, num_before = self._offset, self._digest, len(self._ready)
+        num_breaks = 0 if self._is_at_end else 1  # the last line of all has none
         for line in lines:
-            num_bytes = line.num_bytes if isinstance(line, LongRecord) else len(line)
-            # the last line of all has no line break
-            num_breaks = 0 if self._is_at_end else 1
-            if offset < _HEAD:
-                self._digest = self._digest_at(offset + num_bytes + num_breaks)
-            if offset == 0:
+            is_first = offset == 0
+            offset += len(line) + num_breaks
+            if len(self._head) < _HEAD:
+                digest = self._digest_until(offset)
+            if is_first:
                 line = _without_mark(line)
-            offset += num_bytes + num_breaks
             if _is_blank(line):
                 continue
             if self._waits_for_header:
                 self._read_header(line)
             else:
-                self._ready.append((line, {"offset": offset, "head": self._digest}))
+                self._ready.append((line, {"offset": offset, "head": digest}))
         self._num_records += len(self._ready) - num_before
         self._num_record_bytes += offset - self._offset
-        self._offset = offset
+        self._offset, self._digest = offset, digest
 
     def lag(self) -> int | None:
         """Estimate the lines that wait to be read, from the mean length of those that were."""
@@ -249,11 +248,10 @@ class LineFile(_Lines):
             self._file.close()
             self._file = None
 
-    def _digest_at(self, offset: int) -> str:
+    def _digest_until(self, offset: int) -> str:
         """The hash of the first bytes of the file, as far as they were read."""
         assert self._file is not None
-        if len(self._head) < min(offset, _HEAD):
-            self._head = os.pread(self._file.fileno(), min(offset, _HEAD), 0)
+        self._head = os.pread(self._file.fileno(), min(offset, _HEAD), 0)
         return _digest(self._head)
 
     def _first_line(self) -> Line:

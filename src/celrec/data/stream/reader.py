@@ -9,7 +9,6 @@ no event is lost, none comes twice, and the same holds for dead letters.
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import NamedTuple, Self, TypedDict
 
 from celrec.data.stream.dead_letters import DeadLetters
@@ -186,10 +185,5 @@ class EventReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
