@@ -30,11 +30,11 @@ def mixed_lines(count: int) -> list[bytes]:
 
 def read_all(source: Source, position: Any = None, at_once: int = 100) -> list[Record]:
     """All records of a source that ends."""
-    source.open(position)
     records: list[Record] = []
-    while not source.is_finished:
-        records += source.read(at_once)
-    source.close()
+    with source:
+        source.open(position)
+        while not source.is_finished:
+            records += source.read(at_once)
     return records
 
 

@@ -117,12 +117,16 @@ def test_an_offset_that_goes_while_it_is_read_is_an_error(
 
 def test_a_topic_of_several_partitions_needs_one_chosen(kafka: Kafka) -> None:
     kafka[1]("several", LINES[:1])
-    with open_source(f"kafka://{kafka[0]}/several") as source:
-        with pytest.raises(SourceError, match=r"the partitions 0, 1, 2, 3, and none is chosen"):
-            source.open()
-    with open_source(f"kafka://{kafka[0]}/several/9") as source:
-        with pytest.raises(SourceError, match="9 is not one of them"):
-            source.open()
+    with (
+        open_source(f"kafka://{kafka[0]}/several") as source,
+        pytest.raises(SourceError, match=r"the partitions 0, 1, 2, 3, and none is chosen"),
+    ):
+        source.open()
+    with (
+        open_source(f"kafka://{kafka[0]}/several/9") as source,
+        pytest.raises(SourceError, match="9 is not one of them"),
+    ):
+        source.open()
 
 
 def test_a_broker_that_is_away_is_an_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def test_a_bad_header_is_an_error(tmp_path: Path, content: bytes, message: str) 
 def test_what_is_no_file_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.jsonl"):
         with pytest.raises(DataError, match="cannot be read"):
-            LineFile(path).open()
+            read_all(LineFile(path))
 
 
 def test_columns_without_a_separator_are_an_error() -> None:
@@ -136,10 +137,10 @@ def test_a_file_that_was_cut_or_replaced_is_an_error(tmp_path: Path, count: int)
     position = read_all(LineFile(path))[count - 1][1]
     path.write_bytes(TEXT[: position["offset"] - 1])
     with pytest.raises(PositionError, match=f"but {position['offset']:,} were read"):
-        LineFile(path).open(position)
+        read_all(LineFile(path), position)
     path.write_bytes(TEXT.replace(b'"label": 0', b'"label": 1'))
     with pytest.raises(PositionError, match="does not begin as it did"):
-        LineFile(path).open(position)
+        read_all(LineFile(path), position)
     path.write_bytes(TEXT[: position["offset"]] + b"more\n")
     assert [payload for payload, _ in read_all(LineFile(path), position)] == [b"more"]
 
@@ -149,7 +150,7 @@ def test_a_position_of_another_source_is_an_error(tmp_path: Path, position: obje
     path = tmp_path / "events.jsonl"
     path.write_bytes(TEXT)
     with pytest.raises(PositionError, match="belong to another source"):
-        LineFile(path).open(position)
+        read_all(LineFile(path), position)
 
 
 def test_a_last_line_that_was_continued_after_it_was_read_is_an_error(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_a_last_line_that_was_continued_after_it_was_read_is_an_error(tmp_path: 
     position = read_all(LineFile(path))[-1][1]
     path.write_bytes(b"first\nsecond\n")
     with pytest.raises(PositionError, match="has been continued since"):
-        LineFile(path).open(position)
+        read_all(LineFile(path), position)
     path.write_bytes(b"first\nsec\nthird\n")
     assert [payload for payload, _ in read_all(LineFile(path), position)] == [b"third"]
 
@@ -237,10 +238,8 @@ def pipe() -> Iterator[tuple[int, int]]:
     ends = os.pipe()
     yield ends
     for end in ends:
-        try:
+        with suppress(OSError):
             os.close(end)
-        except OSError:
-            pass
 
 
 class Pipe:

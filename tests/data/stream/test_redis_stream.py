@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -240,17 +239,36 @@ def test_a_position_of_another_source_is_an_error(redis_url: str, redis_client: 
         source.open({"offset": 3})
 
 
-def test_a_connection_that_breaks_is_an_error_and_the_checkpoint_goes_on(
-    redis_url: str, redis_client: Any
+def test_a_lost_answer_is_an_error_and_the_checkpoint_goes_on(
+    redis_url: str, redis_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The server has delivered the entries, and will not by itself do so again."""
+    import redis
+
     add(redis_client, 1, 2, 3)
     with source_at(redis_url) as source:
         source.open()
         position = read_some(source, 3)[0][1]
         add(redis_client, 4)
-        redis_client.client_kill_filter(_type="normal", skipme=True)
-        time.sleep(0.01)
+
+        def break_down(*_: Any, **__: Any) -> None:
+            monkeypatch.undo()
+            raise redis.ConnectionError("the answer was lost")
+
+        monkeypatch.setattr(redis.Connection, "read_response", break_down)
         with pytest.raises(SourceError, match="Resume from the checkpoint"):
-            read_some(source, 1)
+            source.read(1)
         source.open(position)
         assert numbers(read_some(source, 3)) == [2, 3, 4]
+
+
+def test_a_connection_that_was_idle_too_long_is_made_again(
+    redis_url: str, redis_client: Any
+) -> None:
+    add(redis_client, 1)
+    with source_at(redis_url) as source:
+        source.open()
+        read_some(source, 1)
+        redis_client.client_kill_filter(_type="normal", skipme=True)
+        add(redis_client, 2)
+        assert numbers(read_some(source, 1)) == [2]

@@ -92,8 +92,12 @@ class EventReader:
             "num_bad": 0,
             "num_dropped": 0,
         }
-        dead_letters.resume(self._end["dead_letters"])
-        source.open(self._end["position"])
+        try:
+            dead_letters.resume(self._end["dead_letters"])
+            source.open(self._end["position"])
+        except BaseException:
+            self.close()
+            raise
         self._position = self._end["position"]
         self._waiting: list[Event] = []
         self._num_bad = self._num_dropped = 0
