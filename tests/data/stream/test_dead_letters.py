@@ -92,3 +92,16 @@ def test_a_file_that_holds_something_else_is_an_error(tmp_path: Path) -> None:
         pytest.raises(CheckpointError, match=r"line 2 of .* is no dead letter"),
     ):
         letters.resume(path.stat().st_size)
+
+
+def test_a_file_that_cannot_grow_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="could not be extended"):
+        DeadLetters(tmp_path / "no folder" / "dead.jsonl")
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip(f"{full} is not at hand")
+    letters = DeadLetters(full)
+    with pytest.raises(CheckpointError, match="No space left on device; free some space"):
+        letters.append(BAD, 1, b"{")
+    assert letters.length == 0
+    letters._file.close()

@@ -103,6 +103,7 @@ def test_poison_in_csv_has_its_reason(reason: str, line: bytes) -> None:
         ("not an object", None),
         ("not an object", [1, 2, 1, 3]),
         ("record too long", LongRecord(b"{", 10**9)),
+        ("record too long", TextFields({b"user": b"1" * (1 << 20)})),
         ("user is null", Event(None, 2, 1.0, 3.0)),  # type: ignore[arg-type]
         ("label is NaN or infinite", Event(1, 2, math.nan, 3.0)),
         ("item is a boolean", {"user": 1, "item": np.True_, "label": 1, "time": 3}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -40,16 +41,22 @@ def test_a_partition_resumes_after_every_message(kafka: Kafka) -> None:
         assert [payload for payload, _ in read_some(source, 1)] == [b"more"]
 
 
-def test_offsets_are_committed_when_saved_and_never_read_back(kafka: Kafka) -> None:
+def committed_in(source: Any, topic: str) -> int:
     from confluent_kafka import TopicPartition
 
+    place = TopicPartition(topic, 0)
+    return int(source._consumer.committed([place], timeout=10)[0].offset)
+
+
+def test_offsets_are_committed_when_saved_and_never_read_back(kafka: Kafka) -> None:
     kafka[1]("saved", LINES[:10])
     with source_at(kafka, "saved") as source:
         source.open()
         records = read_some(source, 10)
         source.saved(records[3][1])
-        place = TopicPartition("saved", 0)
-        assert source._consumer.committed([place], timeout=10)[0].offset == 4
+        give_up = time.monotonic() + 10
+        while committed_in(source, "saved") != 4:
+            assert time.monotonic() < give_up, "the offset was never committed"
     with source_at(kafka, "saved") as source:
         source.open()
         assert read_some(source, 10) == records
@@ -72,46 +79,45 @@ def test_values_may_be_csv_or_nothing(kafka: Kafka) -> None:
         assert second is None
 
 
-def test_an_offset_that_is_not_there_is_an_error(
-    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kafka[1]("trimmed", LINES[:10])
+def fill_and_trim(kafka: Kafka, topic: str) -> None:
+    """Ten messages, then so much that the mock, which keeps 5 MiB, lets go of the first of them."""
+    kafka[1](topic, LINES[:10])
+    for _ in range(9):
+        kafka[1](topic, [b"x" * 700_000])
+
+
+def test_an_offset_that_is_not_there_is_an_error(kafka: Kafka) -> None:
+    fill_and_trim(kafka, "trimmed")
     with source_at(kafka, "trimmed") as source:
-        with pytest.raises(PositionError, match="ends at offset 10, but messages up to 11"):
-            source.open({"partition": 0, "offset": 11})
+        source.open()
+        first = read_some(source, 1)[0][1]["offset"] - 1
+        assert 0 < first < 19
+        with pytest.raises(PositionError, match=f"begins at offset {first}, but {first - 1} comes"):
+            source.open({"partition": 0, "offset": first - 1})
+        source.open({"partition": 0, "offset": first})
+        assert read_some(source, 1)[0][1] == {"partition": 0, "offset": first + 1}
+        with pytest.raises(PositionError, match="ends at offset 19, but messages up to 20"):
+            source.open({"partition": 0, "offset": 20})
         with pytest.raises(PositionError, match="another source"):
             source.open({"partition": 1, "offset": 3})
-    # The mock keeps everything, so its answer is changed: as if five were removed.
-    monkeypatch.setattr(
-        "celrec.data.stream.kafka_topic.Consumer", consumer_with_watermarks((5, 10))
-    )
-    with source_at(kafka, "trimmed") as source:
-        with pytest.raises(PositionError, match="begins at offset 5, but 4 comes next: 1 messages"):
-            source.open({"partition": 0, "offset": 4})
-        source.open({"partition": 0, "offset": 5})
-        assert [payload for payload, _ in read_some(source, 5)] == LINES[5:10]
 
 
-def consumer_with_watermarks(watermarks: tuple[int, int]) -> type:
-    from confluent_kafka import Consumer
-
-    class Changed(Consumer):
-        def get_watermark_offsets(self, *_: Any, **__: Any) -> tuple[int, int]:
-            return watermarks
-
-    return Changed
-
-
-def test_an_offset_that_goes_while_it_is_read_is_an_error(
+def test_an_offset_that_goes_while_it_waits_is_an_error(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kafka[1]("gone", LINES[:10])
-    monkeypatch.setattr(
-        "celrec.data.stream.kafka_topic.Consumer", consumer_with_watermarks((0, 100))
-    )
+    from confluent_kafka import Consumer
+
+    class Late(Consumer):
+        """Answers as the broker did before it trimmed."""
+
+        def get_watermark_offsets(self, *_: Any, **__: Any) -> tuple[int, int]:
+            return 0, 10
+
+    fill_and_trim(kafka, "gone")
+    monkeypatch.setattr("celrec.data.stream.kafka_topic.Consumer", Late)
     with source_at(kafka, "gone") as source:
-        source.open({"partition": 0, "offset": 50})  # the broker answers: out of range
-        with pytest.raises(PositionError, match="offset 50 of partition 0 of gone is no longer"):
+        source.open({"partition": 0, "offset": 3})
+        with pytest.raises(PositionError, match="offset 3 of partition 0 of gone is no longer"):
             read_some(source, 1)
 
 

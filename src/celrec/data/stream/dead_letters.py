@@ -9,6 +9,7 @@ the beginning.
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from celrec.errors import BadEventError, CheckpointError
 class DeadLetters:
     """A file of records that are no events.
 
-    path : made if it is missing
+    path : made if it is missing; CheckpointError if it cannot be
     counts : records by reason, of those that `resume` found and those appended since
 
     A checkpoint saves the length of the file; `resume` cuts off what came after it.
@@ -33,7 +34,10 @@ class DeadLetters:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.counts: Counter[str] = Counter()
-        self._file = self.path.open("ab")
+        try:
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as failure:
+            raise self._cannot_extend(failure) from failure
         self._length = self._file.tell()
 
     @property
@@ -56,8 +60,8 @@ class DeadLetters:
         }
         line = json.dumps(letter, allow_nan=False).encode() + b"\n"
         try:
-            self._file.write(line)
-            self._file.flush()
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as failure:
             raise self._cannot_extend(failure) from failure
         self._length += len(line)

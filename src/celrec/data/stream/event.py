@@ -294,6 +294,9 @@ class EventFormat:
     def _event_of_text_fields(
         self, fields: Mapping[bytes, bytes], make_label: _LabelMaker
     ) -> Event | None:
+        num_bytes = sum(len(name) + len(value) for name, value in fields.items())
+        if num_bytes > self.longest:
+            raise _too_long(num_bytes, self.longest)
         text: dict[str, str] = {}
         try:
             for role, name in self.fields.items():
