@@ -43,9 +43,10 @@ def test_memory_is_bounded_in_a_line_of_any_length(lengths: list[int]) -> None:
     for length in lengths:
         splitter.feed(b"x" * length)
         assert len(splitter._rest) <= 2000
-    (record,) = splitter.feed(b"\n")
+    (record,) = splitter.feed(b"\nnext")
     assert len(record) == sum(lengths)
     assert isinstance(record, LongRecord) == (sum(lengths) > 2000)
+    assert splitter.feed(b"\n") == [b"next"]
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -34,15 +34,12 @@ def open_source(
 ) -> Source:
     """Make the source that an address names; it is ready to be opened.
 
-    address : one of
-
-        - a file: .csv, .tsv, .jsonl (.ndjson, .json: an object a line), .parquet (.pq); with
-          `separator`, any name;
-        - `-`: standard input, JSON lines unless `separator` is given;
-        - redis://host:port/stream, rediss:// for TLS: the entries' own fields; with
-          `?field=name`, JSON in that field; with `?db=1`, another database;
-        - kafka://host:port/topic, or /topic/partition where it has several: JSON, or CSV with
-          `columns`. Several brokers: kafka://host:port,host:port/topic.
+    address : a file: .csv, .tsv, .jsonl (.ndjson, .json: an object a line), .parquet (.pq); with
+        `separator`, any name. `-` is standard input: JSON lines unless `separator` is given.
+        redis://host:port/stream (rediss:// for TLS) reads the entries' own fields; with
+        `?field=name`, JSON in that field; with `?db=1`, another database. kafka://host:port/topic,
+        or /topic/partition where it has several, reads JSON, or CSV with `columns`; several brokers
+        are separated by commas.
     format : what will be read: only these columns of a Parquet file, lines up to this length
     follow : wait for more at the end of a file of lines
     separator : of CSV fields, overruling the name

@@ -263,6 +263,8 @@ class LineFile(_Lines):
             for line in splitter.feed(piece) if piece else splitter.end():
                 if not _is_blank(line):
                     return _without_mark(line)
+            if not piece:
+                return b""
 
     def _check_line_break(self) -> None:
         """A last line without a line break may have been continued after it was read."""
