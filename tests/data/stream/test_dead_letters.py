@@ -36,6 +36,7 @@ def letters_in(path: Path) -> list[dict[str, Any]]:
             {"user": 1, "item": "a", "label": {"repr": "inf"}, "timestamp": None},
         ),
         ({1: 2}, {"repr": "{1: 2}"}),
+        ([10**5000, 2**64], [{"repr": hex(10**5000)}, 2**64]),
     ],
 )
 def test_payloads_are_kept_whole(tmp_path: Path, payload: Any, shown: Any) -> None:
@@ -104,4 +105,4 @@ def test_a_file_that_cannot_grow_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No space left on device; free some space"):
         letters.append(BAD, 1, b"{")
     assert letters.length == 0
-    letters._file.close()
+    letters.close()

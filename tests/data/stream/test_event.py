@@ -6,6 +6,7 @@ import json
 import math
 from contextlib import suppress
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,8 @@ def test_poison_in_csv_has_its_reason(reason: str, line: bytes) -> None:
         ("user is null", Event(None, 2, 1.0, 3.0)),  # type: ignore[arg-type]
         ("label is NaN or infinite", Event(1, 2, math.nan, 3.0)),
         ("item is a boolean", {"user": 1, "item": np.True_, "label": 1, "time": 3}),
+        ("user is beyond 64 bits", {"user": 10**5000, "item": 1, "label": 1, "time": 3}),
+        ("label is not a number", {"user": 1, "item": 1, "label": [10**5000], "time": 3}),
         ("user is missing", TextFields({b"item": b"2"})),
         ("not UTF-8", TextFields({b"user": b"\xff", b"item": b"2", b"label": b"1", b"time": b"3"})),
     ],
@@ -192,6 +195,7 @@ def test_ids_that_have_types_keep_them(value: Any, wanted: int | str) -> None:
         date(2020, 1, 1),
         datetime(2020, 1, 1),
         datetime(2020, 1, 1, tzinfo=UTC),
+        Decimal(1577836800),
     ],
 )
 def test_times_are_seconds_or_dates(time: Any) -> None:

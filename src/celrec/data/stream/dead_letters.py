@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from celrec.data.stream.event import Event, LongRecord, TextFields
+from celrec.data.stream.event import Event, LongRecord, TextFields, shown
 from celrec.errors import BadEventError, CheckpointError
 
 
@@ -39,6 +39,7 @@ class DeadLetters:
         except OSError as failure:
             raise self._cannot_extend(failure) from failure
         self._length = self._file.tell()
+        self._is_on_disk = False
 
     @property
     def length(self) -> int:
@@ -65,6 +66,7 @@ class DeadLetters:
         except OSError as failure:
             raise self._cannot_extend(failure) from failure
         self._length += len(line)
+        self._is_on_disk = False
         self.counts[error.reason] += 1
 
     def flush(self) -> int:
@@ -72,10 +74,12 @@ class DeadLetters:
 
         raises : CheckpointError if it cannot be written
         """
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as failure:
-            raise self._cannot_extend(failure) from failure
+        if not self._is_on_disk:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as failure:
+                raise self._cannot_extend(failure) from failure
+            self._is_on_disk = True
         return self._length
 
     def resume(self, length: int) -> None:
@@ -91,7 +95,7 @@ class DeadLetters:
                 f"{length:,}; restore the file, or start again in an empty folder"
             )
         self._file.truncate(length)
-        self._length = length
+        self._length, self._is_on_disk = length, False
         self.counts.clear()
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -105,10 +109,8 @@ class DeadLetters:
                     ) from error
 
     def close(self) -> None:
-        """Flush and close the file."""
-        if not self._file.closed:
-            self.flush()
-            self._file.close()
+        """Close the file; what is not flushed may still be lost with the power."""
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -124,10 +126,12 @@ class DeadLetters:
 
 def _as_json(value: object) -> Any:
     match value:
-        case None | bool() | int() | str():
+        case None | bool() | str():
             return value
+        case int():
+            return value if value.bit_length() < 10_000 else {"repr": hex(value)}
         case float():
-            return value if math.isfinite(value) else {"repr": repr(value)}
+            return value if math.isfinite(value) else {"repr": shown(value)}
         case bytes():
             try:
                 return value.decode()
@@ -143,7 +147,7 @@ def _as_json(value: object) -> Any:
             return {_name(name): _as_json(part) for name, part in value.items()}
         case list() | tuple():
             return [_as_json(part) for part in value]
-    return {"repr": repr(value)}
+    return {"repr": shown(value)}
 
 
 def _name(name: str | bytes) -> str:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from decimal import Decimal
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
@@ -337,7 +339,8 @@ class EventFormat:
                 raise BadEventError("label is out of range", f"found {label!r}; wanted 0 or 1")
             return label
 
-        return make
+        # ratings have few values, and float32 scalars are slow
+        return make if is_yes_or_no and dropped is None else lru_cache(maxsize=1024)(make)
 
 
 _LabelMaker = Callable[[float], float | None]
@@ -392,7 +395,7 @@ def _id(role: str, value: object) -> int | str:
             f"{role} is neither integer nor text", f"found a {type(value).__name__}"
         )
     if not _LOWEST_ID <= number <= _HIGHEST_ID:
-        raise BadEventError(f"{role} is beyond 64 bits", f"found {number}")
+        raise BadEventError(f"{role} is beyond 64 bits", f"found {_shortened(number)}")
     return number
 
 
@@ -402,7 +405,7 @@ def _number(role: str, value: object) -> float:
         return value
     if value is None:
         raise BadEventError(f"{role} is null", "found None")
-    if isinstance(value, bool) or not isinstance(value, int | Real):
+    if isinstance(value, bool) or not isinstance(value, int | Real | Decimal):
         raise BadEventError(f"{role} is not a number", f"found {_shortened(value)}")
     try:
         return float(value)
@@ -489,5 +492,17 @@ def _time_in_date(text: str) -> float:
 
 
 def _shortened(value: object) -> str:
-    text = repr(value)
+    text = shown(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def shown(value: object) -> str:
+    """The `repr` of a value, whatever it is: an integer of thousands of digits has none.
+
+    >>> shown("a"), shown(10**5000)
+    ("'a'", '<int>')
+    """
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
