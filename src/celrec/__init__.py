@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from celrec.core.cluster_optimizer import ClusterOptimizer, ClusterSchedule
     from celrec.core.embedding import ClusteredEmbedding, ClusteredEmbeddingBag
     from celrec.core.memory import MemoryReport, TableMemory, memory_report
+    from celrec.core.online import OnlineLearner, OnlineRule
+    from celrec.core.online_embedding import OnlineEmbedding
     from celrec.core.reassign import ReassignRule
     from celrec.core.split import GainSplit, PaperSplit
 
@@ -24,6 +26,9 @@ _HOME = {
     "ClusteredEmbeddingBag": "celrec.core.embedding",
     "GainSplit": "celrec.core.split",
     "MemoryReport": "celrec.core.memory",
+    "OnlineEmbedding": "celrec.core.online_embedding",
+    "OnlineLearner": "celrec.core.online",
+    "OnlineRule": "celrec.core.online",
     "PaperSplit": "celrec.core.split",
     "ReassignRule": "celrec.core.reassign",
     "TableMemory": "celrec.core.memory",
@@ -37,6 +42,9 @@ __all__ = [
     "ClusteredEmbeddingBag",
     "GainSplit",
     "MemoryReport",
+    "OnlineEmbedding",
+    "OnlineLearner",
+    "OnlineRule",
     "PaperSplit",
     "ReassignRule",
     "TableMemory",

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -111,10 +111,21 @@ class _Probe:
         )
 
 
+class Table(Protocol):
+    """What a probe needs of a table."""
+
+    probe: Any
+
+    @property
+    def row_dim(self) -> int: ...
+
+    def look_up(self, ids: Tensor) -> Tensor: ...
+
+
 class GradientProbe(_Probe):
     """Answers with the table's own vectors, as leaves whose gradients can be taken."""
 
-    def vectors(self, table: ClusteredTable, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
+    def vectors(self, table: Table, ids: Tensor, bag_of: Tensor | None = None) -> Tensor:
         vectors = table.look_up(ids.reshape(-1)).detach().view(*ids.shape, table.row_dim)
         vectors.requires_grad_(torch.is_grad_enabled())
         self._record(ids, vectors, bag_of)
@@ -161,9 +172,7 @@ class PosteriorProbe(_Probe):
 
 
 @contextmanager
-def attached(
-    table: ClusteredTable, probe: GradientProbe | ProposalProbe | PosteriorProbe
-) -> Iterator[None]:
+def attached(table: Table, probe: GradientProbe | ProposalProbe | PosteriorProbe) -> Iterator[None]:
     """Hand the table's look-ups to a probe for the length of a block."""
     table.probe = probe
     try:
