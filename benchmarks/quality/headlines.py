@@ -7,6 +7,7 @@ when one suite of many has been run again.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +110,31 @@ def table(all_of_them: Sequence[Headlines], against: Against) -> list[str]:
             cells = [_cell(some.task, row.get(budget), names_other) for budget in budgets]
             lines.append(f"| [{some.title}](results/{some.name}.md) | {' | '.join(cells)} |")
     return lines
+
+
+def in_short(all_of_them: Sequence[Headlines], against: Against) -> str:
+    """How often ours is ahead, tied and behind, and where it is behind."""
+    found = [
+        (some.title, line.comparison)
+        for some in all_of_them
+        for line in some.lines
+        if line.against == against
+    ]
+    if not found:
+        return "Nothing was compared."
+    of = {
+        verdict: [(title, one) for title, one in found if one.verdict == verdict]
+        for verdict in ("win", "tie", "loss")
+    }
+    text = (
+        f"Ahead {len(of['win'])} times of {len(found)}, tied {len(of['tie'])}, "
+        f"behind {len(of['loss'])}"
+    )
+    behind: dict[str, list[str]] = {}
+    for title, one in of["loss"]:
+        behind.setdefault(title, []).append(f"1/{1 / one.budget:g}")
+    where = "; ".join(f"{title} at {' and '.join(sizes)}" for title, sizes in behind.items())
+    return textwrap.fill(f"{text}: {where}." if where else f"{text}.", 100)
 
 
 def _cell(task: Task, one: Comparison | None, names_other: bool) -> str:

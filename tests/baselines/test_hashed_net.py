@@ -1,4 +1,4 @@
-"""HashedNets: every number of the table is one of a few, with a hashed sign."""
+"""HashedNets: every number of the table is one of a few, with a hashed sign or without."""
 
 import pytest
 import torch
@@ -6,12 +6,28 @@ import torch
 from celrec.baselines.hashed_net import HashedNetEmbedding
 
 
-def test_a_number_is_a_shared_one_with_its_sign():
-    table = HashedNetEmbedding(50, 4, num_numbers=13, seed=3)
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_number_is_a_shared_one_with_its_sign_if_signed(signed: bool):
+    table = HashedNetEmbedding(50, 4, num_numbers=13, signed=signed, seed=3)
     places, signs = (found.tolist() for found in table.places_and_signs(torch.arange(50)))
     numbers = table.numbers.tolist()
-    slow = [[signs[i][j] * numbers[places[i][j]] for j in range(4)] for i in range(50)]
+    slow = [
+        [(signs[i][j] if signed else 1) * numbers[places[i][j]] for j in range(4)]
+        for i in range(50)
+    ]
     assert torch.equal(table(torch.arange(50)), torch.tensor(slow))
+
+
+def test_options_remember_the_signs():
+    ids = torch.arange(50)
+    signed = HashedNetEmbedding(50, 4, num_numbers=13, signed=True)
+    again = HashedNetEmbedding(**signed.options())
+    again.load_state_dict(signed.state_dict())
+    assert torch.equal(again(ids), signed(ids))
+    unsigned = HashedNetEmbedding(50, 4, num_numbers=13)
+    unsigned.load_state_dict(signed.state_dict())
+    assert torch.equal(unsigned(ids).abs(), signed(ids).abs())
+    assert not torch.equal(unsigned(ids), signed(ids))
 
 
 def test_signs_are_even_and_say_nothing_about_places():
@@ -31,7 +47,7 @@ def test_neighbouring_entities_and_columns_share_by_chance_only():
 
 def test_inner_products_are_right_on_average_thanks_to_the_signs():
     """Without the signs, the products of ones below would all be positive."""
-    table = HashedNetEmbedding(2000, 8, num_numbers=4)
+    table = HashedNetEmbedding(2000, 8, num_numbers=4, signed=True)
     torch.nn.init.ones_(table.numbers)
     vectors = table(torch.arange(2000)).detach()
     products = (vectors[0::2] * vectors[1::2]).sum(1)
