@@ -48,6 +48,7 @@ class BiasedFactors(ABC):
         self.num_item_rows = check_count("num_item_rows", num_item_rows, at_least=1)
         self.width = check_count("width", width, at_least=1)
         self.l2 = check_number("l2", l2, at_least=0)
+        self.seed = check_count("seed", seed)
         rows = torch.empty(self.num_user_rows + self.num_item_rows, self.width + 1)
         rows.normal_(std=std, generator=torch.Generator().manual_seed(seed))
         rows[:, -1] = 0
@@ -106,7 +107,7 @@ class BiasedFactors(ABC):
 class FullTable(BiasedFactors):
     """A row of its own for every user and item.
 
-    num_users, num_items : >= 1        other arguments : as in `BiasedFactors`
+    Arguments are those of `BiasedFactors`; it has as many rows as there are users and items.
 
     >>> from functools import partial
     >>> table = FullTable(5, 3, width=4, optimizer=partial(torch.optim.SparseAdam, lr=0.01))
@@ -121,38 +122,13 @@ class FullTable(BiasedFactors):
 class HashedTable(BiasedFactors):
     """Users share a few rows by a hash of their number, and so do items.
 
-    num_user_rows, num_item_rows : >= 1        seed : of the hashes, too
-    other arguments : as in `BiasedFactors`
+    Arguments are those of `BiasedFactors`; another seed shares otherwise.
 
     Source: Weinberger et al., "Feature hashing for large scale multitask learning", ICML 2009,
     without their sign.
     """
 
-    def __init__(
-        self,
-        num_user_rows: int,
-        num_item_rows: int,
-        *,
-        optimizer: MakeOptimizer,
-        width: int = 32,
-        l2: float = 0.0,
-        std: float = 0.1,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            num_user_rows,
-            num_item_rows,
-            optimizer=optimizer,
-            width=width,
-            l2=l2,
-            std=std,
-            seed=seed,
-        )
-        self._multipliers = multiplier_of(2 * seed), multiplier_of(2 * seed + 1)
-
     def row_ids(self, users: Tensor, items: Tensor) -> Tensor:
-        of_users, of_items = self._multipliers
-        user_rows = hashed(users, self.num_user_rows, of_users)
-        return torch.stack(
-            (user_rows, hashed(items, self.num_item_rows, of_items) + self.num_user_rows)
-        )
+        user_rows = hashed(users, self.num_user_rows, multiplier_of(2 * self.seed))
+        item_rows = hashed(items, self.num_item_rows, multiplier_of(2 * self.seed + 1))
+        return torch.stack((user_rows, item_rows + self.num_user_rows))
