@@ -79,25 +79,27 @@ def river_fm(num_users: int, num_items: int, settings: Settings, seed: int) -> O
     return RiverFM(width=WIDTH, seed=seed, **settings)
 
 
-ADAM_GRID = grid(lr=(0.01, 0.03, 0.1), l2=(0.0, 0.03, 0.1))
+HASHED_GRID = grid(lr=(0.01, 0.03, 0.1), l2=(0.0, 0.03, 0.1))
 
 METHODS: dict[str, Method] = {
     "means": Method(
         "running means",
-        grid(user_smoothing=(4, 16, 64), item_smoothing=(1, 4, 16)),
+        grid(user_smoothing=(16, 64, 256), item_smoothing=(4, 16, 64)),
         means,
     ),
     "full_adam": Method(
-        "full table + biases, SparseAdam", ADAM_GRID, partial(full, torch.optim.SparseAdam)
+        "full table + biases, SparseAdam",
+        grid(lr=(0.01, 0.03, 0.1), l2=(0.0, 0.01, 0.03)),
+        partial(full, torch.optim.SparseAdam),
     ),
     "full_adagrad": Method(
         "full table + biases, Adagrad",
-        grid(lr=(0.1, 0.2, 0.4), l2=(0.0, 0.03, 0.1)),
+        grid(lr=(0.1, 0.2, 0.4), l2=(0.0, 0.01, 0.03)),
         partial(full, torch.optim.Adagrad),
     ),
-    "hashed_10": Method("hashed, 10 entities a row", ADAM_GRID, partial(hashed, 10)),
-    "hashed_30": Method("hashed, 30 entities a row", ADAM_GRID, partial(hashed, 30)),
-    "hashed_100": Method("hashed, 100 entities a row", ADAM_GRID, partial(hashed, 100)),
+    "hashed_10": Method("hashed, 10 entities a row", HASHED_GRID, partial(hashed, 10)),
+    "hashed_30": Method("hashed, 30 entities a row", HASHED_GRID, partial(hashed, 30)),
+    "hashed_100": Method("hashed, 100 entities a row", HASHED_GRID, partial(hashed, 100)),
     "river_mf": Method("river BiasedMF", grid(lr=(0.1, 0.3, 0.6), l2=(0.0, 0.01, 0.03)), river_mf),
     "river_fm": Method("river FM", grid(lr=(0.1, 0.3, 0.6), l2=(0.0, 0.01, 0.03)), river_fm),
 }
