@@ -84,7 +84,11 @@ def summary(results: dict[tuple[str, str], list[dict[str, Any]]], batch_size: in
 
     results : by stream and method, of every seed
     """
-    lines = [f"Batches of {batch_size}; mean ± standard deviation of the seeds.", ""]
+    lines = [
+        f"Batches of {batch_size}; mean ± standard deviation of the seeds. A setting with a star "
+        "is at the edge of its grid: a better one may lie outside.",
+        "",
+    ]
     for data_set in dict.fromkeys(name for name, _ in results):
         of_set = {method: found for (name, method), found in results.items() if name == data_set}
         any_run = next(iter(of_set.values()))[0]
@@ -103,7 +107,7 @@ def summary(results: dict[tuple[str, str], list[dict[str, Any]]], batch_size: in
         for method, found in of_set.items():
             slices = [figure([run["slices"][name]["auc"] for run in found]) for name in SLICES]
             speed = np.mean([run["events_per_second"] for run in found])
-            chosen = ", ".join(f"{key} {value}" for key, value in found[0]["settings"].items())
+            chosen = settings_in_words(found[0]["settings"], METHODS[method].grid)
             cells = [
                 METHODS[method].title,
                 figure([run["overall"]["auc"] for run in found]),
@@ -117,6 +121,21 @@ def summary(results: dict[tuple[str, str], list[dict[str, Any]]], batch_size: in
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def settings_in_words(settings: Settings, grid: Sequence[Settings]) -> str:
+    """With a star at the largest and smallest of several values; 0 is no edge.
+
+    >>> settings_in_words({"lr": 0.3, "l2": 0}, [{"lr": 0.1, "l2": 0}, {"lr": 0.3, "l2": 1}])
+    'lr 0.3*, l2 0'
+    """
+
+    def word(name: str, value: float) -> str:
+        values = {one[name] for one in grid}
+        is_edge = value and len(values) > 1 and value in (min(values), max(values))
+        return f"{name} {value}{'*' if is_edge else ''}"
+
+    return ", ".join(word(name, value) for name, value in settings.items())
 
 
 def figure(values: list[float | None]) -> str:

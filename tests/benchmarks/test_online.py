@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.online import baselines
-from benchmarks.online.baselines import score, summary, tune
+from benchmarks.online.baselines import score, settings_in_words, summary, tune
 from benchmarks.online.methods import METHODS, Method
 from benchmarks.online.streams import read_events
 from celrec.errors import DataError, LossError
@@ -104,6 +104,12 @@ def test_settings_are_chosen_on_the_first_tenth_and_the_rest_is_scored(
     text = summary({("ml_100k", "oracle"): [run | {"settings": found["chosen"]}] * 3}, 8)
     assert "| an oracle | 0.0000 ± 0.0000 | 1.3133 ± 0.0000 |" in text
     assert "| undefined | undefined | 200 | 8 |" in text  # the one item is no longer rare
+
+
+def test_settings_at_the_edge_of_their_grid_have_a_star() -> None:
+    grid = [{"lr": lr, "l2": l2, "m": 4} for lr in (1, 2, 3) for l2 in (0, 1)]
+    assert settings_in_words({"lr": 2, "l2": 0, "m": 4}, grid) == "lr 2, l2 0, m 4"
+    assert settings_in_words({"lr": 1, "l2": 1, "m": 4}, grid) == "lr 1*, l2 1*, m 4"
 
 
 def test_every_method_of_the_comparison_has_about_eight_settings() -> None:
