@@ -8,6 +8,7 @@ A metric that is undefined on a slice is None there, with the reason; on all eve
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,14 @@ def evaluate(
     task: Task,
     user_counts: np.ndarray | None = None,
     item_counts: np.ndarray | None = None,
+    slices: Mapping[str, np.ndarray] | None = None,
 ) -> Metrics:
     """Hold predictions against labels.
 
     prediction : float (n,)   logits for "binary", ratings for "rating"
     label : float (n,)        0 or 1 for "binary"
     user_counts, item_counts : int (n,)   training events of each event's user and item
+    slices : further slices by name, int (any number,): the positions of their events
     returns : {"num_events": n, ...} with "mse", "rmse", "mae" for ratings and "log_loss" (nats),
         "auc" for binary; with counts also the same for "users_at_most_5", "users_at_most_20",
         "coldest_users" and for items. The coldest are the tenth of all events (n // 10) whose user
@@ -79,12 +82,14 @@ def evaluate(
                 f"{entity[:-1]}_counts has shape {counts.shape}; wanted {label.shape}, how often "
                 f"training saw the {entity[:-1]} of each event"
             )
-        slices = {f"{entity}_at_most_{n}": np.flatnonzero(counts <= n) for n in COLD_LIMITS}
-        for name, events in slices.items():
+        limits = {f"{entity}_at_most_{n}": np.flatnonzero(counts <= n) for n in COLD_LIMITS}
+        for name, events in limits.items():
             found[name] = _slice_metrics(prediction, label, events, task)
         found[f"coldest_{entity}"] = _slice_metrics(
             prediction, label, coldest_tenth(counts), task, at_least=MIN_COLDEST_EVENTS
         )
+    for name, events in (slices or {}).items():
+        found[name] = _slice_metrics(prediction, label, events, task)
     return found
 
 
