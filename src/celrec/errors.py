@@ -33,6 +33,26 @@ class DataError(CelrecError, ValueError):
     """A data file or an array of interactions cannot be used as it is."""
 
 
+class BadEventError(CelrecError, ValueError):
+    """One record of a stream is no event: it goes to the dead letters, and the stream goes on.
+
+    reason : what is wrong, in words that are the same for all records of the kind
+    detail : what was found
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class SourceError(CelrecError, OSError):
+    """A source of events cannot be reached or read."""
+
+
+class PositionError(CelrecError, LookupError):
+    """A source no longer holds what follows a position: going on would leave a gap."""
+
+
 class LossError(CelrecError, ArithmeticError):
     """A loss is NaN or infinite, has the wrong shape, or mixes samples."""
 
