@@ -9,17 +9,17 @@ has run, and observing a batch has the very result of observing its events one b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from celrec.data.id_table import PLACES, Found, HashedIds, IdTable, scaled
+from celrec.data.id_table import Bits, Hashes, IdTable, scaled
 from celrec.errors import ArgumentError, CheckpointError, DataError, MissingExtraError, check_count
 
 _WORDS = {"integer": 1, "hashed": 2}
 _MAX_SEEN = 15  # sightings that an id is credited with
 _MAX_WINDOW = 256  # slots that the hand passes at once
+_MAX_CHUNK = 2**16  # ids that are admitted at once
 _CURSOR = ("num_admitted", "num_events", "hand", "num_victims", "next_victim")
 
 
@@ -27,30 +27,15 @@ class Observed(NamedTuple):
     """What `SlotMap.observe` says of n events.
 
     slots : int64 (n,)            the slot each event uses
-    admitted_slots : int64 (k,)   slots given to an id in this batch, in order, no two equal
+    admitted_slots : int64 (k,)   slots given to an id in this batch, in order, no two equal. Some
+        were unused, others taken from an evicted id: what the caller keeps for any of them starts
+        anew, best as a copy of what it keeps for `admitted_from`.
     admitted_from : int64 (k,)    the bucket's slot that each of these ids used before
     """
 
     slots: np.ndarray
     admitted_slots: np.ndarray
     admitted_from: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Admissions:
-    """Which events get a slot, and how far the events go that this was decided for.
-
-    end : events 0..end-1 can be carried out together
-    events, slots : int64 (k,)   event numbers below end, and the slot each is given
-    freed : int64 (<= k,)        places of ids that give up the last of these slots
-    next_victim : where the queue of victims stands afterwards
-    """
-
-    end: int
-    events: np.ndarray
-    slots: np.ndarray
-    freed: np.ndarray
-    next_victim: int
 
 
 class SlotMap:
@@ -118,7 +103,7 @@ class SlotMap:
 
     @property
     def num_admitted(self) -> int:
-        """Ids that own a slot now: those of slots 0..num_admitted-1."""
+        """Slots that are in use: 0..num_admitted-1."""
         return self._num_admitted
 
     @property
@@ -141,8 +126,8 @@ class SlotMap:
     ) -> int:
         """What `nbytes` of such a map will be.
 
-        >>> SlotMap.nbytes_for(10**8) / 10**8
-        17.66...
+        >>> SlotMap.nbytes_for(10**8)
+        1766671840
         """
         return (
             IdTable.nbytes_for(capacity, _WORDS[ids])
@@ -180,8 +165,8 @@ class SlotMap:
 
         if cost(1) > num_bytes:
             raise ArgumentError(
-                f"num_bytes is {num_bytes}, but a map of one slot takes {cost(1)} bytes; give more, "
-                "or lower num_counters or max_batch"
+                f"num_bytes is {num_bytes}, but a map of one slot takes {cost(1)}; give more, or "
+                "lower num_counters or max_batch"
             )
         fits, beyond = 1, 2**31
         while beyond - fits > 1:
@@ -196,9 +181,9 @@ class SlotMap:
         returns : int64 (n,), values in [0, num_slots)
         raises : DataError naming an id of the wrong kind
         """
-        hashed = self._hashed(ids)
-        slot = self._table.find(hashed).slot
-        return np.where(slot >= 0, slot, self._bucket_slots(hashed))
+        hashes = Hashes.of_words(self._words(ids))
+        slots = self._table.find(hashes)
+        return np.where(slots >= 0, slots, self._bucket_slots(hashes))
 
     def observe(self, ids: Iterable[Any] | np.ndarray) -> Observed:
         """See a batch of events, in order: count, admit, evict.
@@ -209,67 +194,74 @@ class SlotMap:
 
         An id may use its bucket's slot early in a batch and its own later.
         """
-        hashed = self._hashed(ids)
-        n = len(hashed)
-        if n > self.max_batch:
+        hashes = Hashes.of_words(self._words(ids))
+        num = len(hashes.low)
+        if num > self.max_batch:
             raise ArgumentError(
-                f"the batch has {n} events; wanted at most max_batch = {self.max_batch}. Cut it, or "
-                "make the map with a larger max_batch"
+                f"the batch has {num} events; wanted at most max_batch = {self.max_batch}. Cut it, "
+                "or make the map with a larger max_batch"
             )
-        slots = self._bucket_slots(hashed)
-        admitted, origin = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        done = 0
-        while done < n:
-            rest = hashed.take(slice(done, None))
-            found, admissions = self._observe_some(rest)
-            admitted.append(admissions.slots)
-            origin.append(slots[done:][admissions.events])
-            used = found[: admissions.end]
-            np.copyto(slots[done : done + admissions.end], used, where=used >= 0)
-            done += admissions.end
-        return Observed(slots, np.concatenate(admitted), np.concatenate(origin))
+        found = self._table.find(hashes)
+        buckets = self._bucket_slots(hashes)
+        events = zip(*(x.tolist() for x in (found, *hashes, buckets)), strict=True)
+        seen, recent = self._seen.data, self._recent.data
+        slots = []
+        slot_of: dict[tuple[int, int], int] = {}  # ids admitted in this batch
+        came_from: dict[int, int] = {}  # their slots, each with its id's bucket
+        for number, (slot, low, high, bucket) in enumerate(events, self._num_events):
+            if slot < 0 or slot in came_from:  # in the latter case it was taken from this id
+                slot = slot_of.get((low, high), -1)
+            if slot >= 0:
+                if seen[slot] < _MAX_SEEN:
+                    seen[slot] += 1
+            else:
+                slot = self._see_unadmitted(low, high)
+                if slot >= 0:
+                    slot_of[low, high] = slot
+                    came_from[slot] = bucket
+            recent[number % self.max_batch] = slot
+            slots.append(slot if slot >= 0 else bucket)
+        self._num_events += num
+        return Observed(
+            *(np.array(list(x), np.int64) for x in (slots, came_from, came_from.values()))
+        )
 
     def admit(self, ids: Iterable[Any] | np.ndarray) -> np.ndarray:
         """Give each id a slot at once, as for the entities of a model trained before.
 
         ids : any number n; ids that own a slot keep it
         returns : int64 (n,), their slots
-        raises : ArgumentError where free slots do not suffice, before anything changes
+        raises : DataError naming an id of the wrong kind; ArgumentError where free slots do not
+            suffice. The map is then as before.
 
-        No sighting is counted, so ids that never come are the first to be evicted.
+        New ids get slots in order. No sighting is counted, so those that never come are the first
+        to be evicted. Should an id find no place in the hash table, which takes ids that somebody
+        chose to that end, it stays in its bucket.
         """
-        hashed = self._hashed(ids)
+        words = self._words(ids)
         num_free = self.capacity - self._num_admitted
-        if len(hashed) > num_free:
-            is_new = self._table.find(hashed).slot < 0
-            num_new = len(np.unique(hashed.key[is_new], axis=0))
+        if len(words) > num_free:
+            is_new = self._table.find(Hashes.of_words(words)) < 0
+            num_new = len(np.unique(words[is_new], axis=0))
             if num_new > num_free:
                 raise ArgumentError(
                     f"{num_new} ids need a slot, but {num_free} of {self.capacity} are free; make "
                     "the map with a larger capacity"
                 )
-        # About as many as go in before two meet in a set.
-        step = max(16, int(len(self._table.tag) ** 0.5))
-        slots = np.empty(len(hashed), np.int64)
-        done = 0
-        while done < len(hashed):
-            some = hashed.take(slice(done, done + step))
-            found = self._table.find(some)
-            missing = np.flatnonzero(found.slot < 0)
-            admissions = self._plan(missing, found, len(some))
-            if admissions is None:
-                raise ArgumentError(
-                    f"id {done} of {len(hashed)} (counted from 0) finds no place in the hash table "
-                    "of this map; make it with a larger capacity"
-                )
-            self._give_slots(some, found, admissions)
-            if self._num_events:
-                cell, fingerprint = self._cells(some)
-                self._pending[cell[self._pending[cell] >> 4 == fingerprint]] = 0
-            end = admissions.end
-            found.slot[admissions.events] = admissions.slots
-            slots[done : done + end] = found.slot[:end]
-            done += end
+        slots = np.empty(len(words), np.int64)
+        chunk = min(max(self._table.num_sets // 16, 64), _MAX_CHUNK)  # few meet in a set
+        for start in range(0, len(words), chunk):
+            some = Hashes.of_words(words[start : start + chunk])
+            missing = np.flatnonzero(self._table.find(some) < 0)
+            first = np.unique(some.low[missing], return_index=True)[1]
+            new = Hashes(*(word[missing[np.sort(first)]] for word in some))
+            before = self._num_admitted
+            self._num_admitted += len(new.low)
+            self._table.put_many(new, np.arange(before, self._num_admitted))
+            cell, fingerprint = self._cell(*new)
+            self._pending[cell[self._pending[cell] >> 4 == fingerprint]] = 0
+            own = self._table.find(some)
+            slots[start : start + chunk] = np.where(own >= 0, own, self._bucket_slots(some))
         return slots
 
     def settings(self) -> dict[str, Any]:
@@ -325,116 +317,44 @@ class SlotMap:
             setattr(slots, f"_{name}", value)
         return slots
 
-    def _observe_some(self, ids: HashedIds) -> tuple[np.ndarray, _Admissions]:
-        """Carry out the first events, as many as do not depend on one another.
+    def _see_unadmitted(self, low: int, high: int) -> int:
+        """Count a sighting of an id without a slot; return the slot that it earns, else -1."""
+        cell, fingerprint = self._cell(low, high)
+        stored = int(self._pending[cell])
+        count = (stored & 15 if stored >> 4 == fingerprint else 0) + 1
+        if count >= self.admit_after:
+            place = self._table.place_for(low)
+            slot = self._vacate_slot() if place >= 0 else -1
+            if slot >= 0:
+                self._table.put(low, high, slot, place)
+                self._seen[slot] = 0
+                self._pending[cell] = 0
+                return slot
+            count = self.admit_after - 1  # it tries again
+        self._pending[cell] = fingerprint << 4 | count
+        return -1
 
-        returns : slot of each event, -1 for its bucket's, valid up to the second's `end`
-        """
-        found = self._table.find(ids)
-        slot = found.slot
-        event = np.flatnonzero(slot < 0)
-        if event.size == 0:
-            admissions = _Admissions(len(ids), event, event, event, self._next_victim)
-            self._mark(slot, event)
-            return slot, admissions
+    def _vacate_slot(self) -> int:
+        """A slot for a new id: the first unused one, or a victim's; -1 if all must stay."""
+        if self._num_admitted < self.capacity:
+            self._num_admitted += 1
+            return self._num_admitted - 1
+        slot = self._dequeue_victim()
+        if slot < 0:
+            self._choose_victims()
+            slot = self._dequeue_victim()
+        if slot >= 0:
+            self._table.remove(slot)
+        return slot
 
-        # Events by cell, each cell's in order. They go on until a second id enters a cell.
-        cell, fingerprint = self._cells(ids.take(event))
-        order = cell.argsort(kind="stable")
-        event, cell, fingerprint = event[order], cell[order], fingerprint[order]
-        starts = np.ones(len(event), bool)
-        np.not_equal(cell[1:], cell[:-1], out=starts[1:])
-        end = len(ids)
-        if not starts.all():
-            key = ids.key[event]
-            is_second = ~starts[1:] & (key[1:] != key[:-1]).any(1)
-            if is_second.any():
-                end = int(event[1:][is_second].min())
-                kept = event < end
-                event, cell, fingerprint, starts = (
-                    column[kept] for column in (event, cell, fingerprint, starts)
-                )
-
-        # Sightings, this one included.
-        position = np.arange(len(event))
-        rank = position - np.maximum.accumulate(np.where(starts, position, 0))
-        stored = self._pending[cell]
-        count = np.where(stored >> 4 == fingerprint, stored & 15, 0) + rank + 1
-        wanting = np.sort(event[count == self.admit_after])
-        admissions_or_none = self._plan(wanting, found, end)
-        if admissions_or_none is None:  # no slot for the first event: its id tries again
-            none = wanting[:0]
-            admissions = _Admissions(1, none, none, none, self._next_victim)
-            count -= 1
-        else:
-            admissions = admissions_or_none
-        self._give_slots(ids, found, admissions)
-        slot[admissions.events] = admissions.slots
-
-        if admissions.end < end:
-            kept = event < admissions.end
-            event, cell, fingerprint, count = (
-                column[kept] for column in (event, cell, fingerprint, count)
-            )
-        has_slot = count >= self.admit_after
-        self._pending[cell] = np.where(has_slot, 0, fingerprint << 4 | count)  # the last one stays
-        own = np.flatnonzero(has_slot)
-        slot[event[own]] = slot[event[own - (count[own] - self.admit_after)]]
-        self._mark(slot[: admissions.end], admissions.events)
-        return slot, admissions
-
-    def _plan(self, wanting: np.ndarray, found: Found, end: int) -> _Admissions | None:
-        """Find slots for events that want one, up to the first that must wait for an earlier one.
-
-        wanting : int64, numbers of the events, ascending
-        found : of all events; only those before `end` count
-        returns : None where event 0 wants a slot and can have none
-        """
-        unused = np.arange(
-            self._num_admitted, min(self._num_admitted + len(wanting), self.capacity)
-        )
-        slots, freed, next_victim = unused, unused[:0], self._next_victim
-        num_unused = len(unused)
-        if num_unused < len(wanting):
-            victims, next_victim_after = self._queued()
-            if victims.size == 0 and wanting[0] == 0 and num_unused == 0:
-                self._choose_victims()
-                victims, next_victim_after = self._queued()
-                if victims.size == 0:
-                    return None
-            victims = victims[: len(wanting) - num_unused]
-            slots = np.concatenate([unused, victims])
-            if len(slots) < len(wanting):
-                end = min(end, int(wanting[len(slots)]))
-            # A victim that is seen before its slot is taken stays; seen later, it is a newcomer.
-            hit, of_victim = np.nonzero(found.slot[:end, None] == victims)
-            if hit.size:
-                taken = wanting[num_unused + of_victim]
-                end = min(end, int(np.where(hit < taken, hit + 1, hit).min()))
-            freed = self._table.places_of(victims)
-        num = int(np.searchsorted(wanting, end))
-        if num:
-            touched = np.full((num, 3), -1, np.int64)
-            touched[:, :2] = found.sets[wanting[:num]]
-            touched[num_unused:, 2] = freed[: max(num - num_unused, 0)] // PLACES
-            is_full = found.tags[wanting[:num]].all(1)
-            num_apart = min(_num_apart(touched), int(is_full.argmax()) if is_full.any() else num)
-            if num_apart == 0 and wanting[0] == 0:
-                if not self._table.make_room(found.sets[0]):
-                    return None
-                num_apart = 1
-            if num_apart < num:
-                num, end = num_apart, int(wanting[num_apart])
-        slots, freed = slots[:num], freed[: max(num - num_unused, 0)]
-        if freed.size:
-            next_victim = int(next_victim_after[len(freed) - 1])
-        return _Admissions(end, wanting[:num], slots, freed, next_victim)
-
-    def _queued(self) -> tuple[np.ndarray, np.ndarray]:
-        """Victims not seen since they were chosen, and where the queue stands after each."""
-        queue = self._victims[self._next_victim : self._num_victims].astype(np.int64)
-        alive = np.flatnonzero(self._seen[queue] == 0)
-        return queue[alive], self._next_victim + alive + 1
+    def _dequeue_victim(self) -> int:
+        """The next victim that was not seen since it was chosen; -1 if none is left."""
+        while self._next_victim < self._num_victims:
+            slot = int(self._victims[self._next_victim])
+            self._next_victim += 1
+            if self._seen[slot] == 0:
+                return slot
+        return -1
 
     def _choose_victims(self) -> None:
         """Pass the hand over a window of slots, and queue those with the fewest sightings."""
@@ -452,49 +372,28 @@ class SlotMap:
         self._victims[: len(victims)] = victims
         self._num_victims, self._next_victim = len(victims), 0
 
-    def _give_slots(self, ids: HashedIds, found: Found, admissions: _Admissions) -> None:
-        if admissions.events.size == 0:
-            return
-        self._table.free(admissions.freed)
-        events, slots = admissions.events, admissions.slots
-        self._table.put(ids.take(events), found.sets[events], slots)
-        self._seen[slots] = 0
-        self._num_admitted += len(slots) - len(admissions.freed)
-        self._next_victim = admissions.next_victim
+    def _bucket_slots(self, ids: Hashes) -> np.ndarray:
+        return scaled(ids.high >> 32, self.num_buckets).astype(np.int64) + self.capacity
 
-    def _mark(self, slot: np.ndarray, admitted: np.ndarray) -> None:
-        """Credit sightings, but those that earned a slot, and remember the slots of these events."""
-        ring = (self._num_events + np.arange(len(slot))) % self.max_batch
-        self._recent[ring] = slot
-        self._num_events += len(slot)
-        credited = slot
-        if admitted.size:
-            credited = slot.copy()
-            credited[admitted] = -1
-        credited = credited[credited >= 0]
-        step = 255 - _MAX_SEEN  # a counter is one byte
-        for start in range(0, len(credited), step):
-            some = credited[start : start + step]
-            np.add.at(self._seen, some, 1)
-            self._seen[some] = np.minimum(self._seen[some], _MAX_SEEN)
+    def _cell(self, low: Bits, high: Bits) -> tuple[Bits, Bits]:
+        """The cell that counts an id's sightings, and the id's fingerprint there, 12 bits."""
+        return scaled(high & 0xFFFFFFFF, self.num_counters), low & 0xFFF
 
-    def _bucket_slots(self, ids: HashedIds) -> np.ndarray:
-        return self.capacity + scaled(ids.high, self.num_buckets)
-
-    def _cells(self, ids: HashedIds) -> tuple[np.ndarray, np.ndarray]:
-        """The cell of each id's count, int64 (n,), and its fingerprint, uint16 (n,), 12 bits."""
-        cell = scaled(ids.high << np.uint64(32), self.num_counters)
-        return cell, (ids.low & np.uint64(0xFFF)).astype(np.uint16)
-
-    def _hashed(self, ids: Iterable[Any] | np.ndarray) -> HashedIds:
+    def _words(self, ids: Iterable[Any] | np.ndarray) -> np.ndarray:
+        """uint64 (n, 1) or (n, 2), the ids as they go into the hash table"""
+        if isinstance(ids, (str, bytes)):
+            raise DataError(f"ids is the single {type(ids).__name__} {ids!r}; pass a list of ids")
         if self._xxh3 is None:
-            return HashedIds.of(_integers(ids).view(np.uint64)[:, None])
+            return _integers(ids).view(np.uint64)[:, None]
+        ids = list(ids)
         try:
-            encoded = [x if type(x) is bytes else x.encode("utf-8", "surrogatepass") for x in ids]
+            encoded = [
+                x if isinstance(x, bytes) else x.encode("utf-8", "surrogatepass") for x in ids
+            ]
         except AttributeError:
-            raise _wrong_kind(list(ids), (str, bytes), "texts or bytes", "integer") from None
+            raise _wrong_kind(ids, (str, bytes), "texts or bytes", "integer") from None
         digests = b"".join(map(self._xxh3, encoded))
-        return HashedIds.of(np.frombuffer(digests, "<u8").astype(np.uint64).reshape(-1, 2))
+        return np.frombuffer(digests, "<u8").astype(np.uint64).reshape(-1, 2)
 
 
 def _num_counters(capacity: int, num_counters: int | None) -> int:
@@ -506,15 +405,6 @@ def _num_counters(capacity: int, num_counters: int | None) -> int:
 def _window(capacity: int) -> int:
     """How many slots the hand passes at once: at most a quarter of a round."""
     return max(1, min(_MAX_WINDOW, capacity // 4))
-
-
-def _num_apart(touched: np.ndarray) -> int:
-    """How many rows go by before one holds a number (not -1) of an earlier row."""
-    flat = touched.ravel()
-    order = flat.argsort(kind="stable")
-    value, row = flat[order], order // touched.shape[1]
-    again = row[1:][(value[1:] == value[:-1]) & (row[1:] != row[:-1]) & (value[1:] >= 0)]
-    return int(again.min()) if again.size else len(touched)
 
 
 def _integers(ids: Iterable[Any] | np.ndarray) -> np.ndarray:
@@ -532,8 +422,8 @@ def _integers(ids: Iterable[Any] | np.ndarray) -> np.ndarray:
     if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
         at = int((array >= 2**63).argmax())
         raise DataError(
-            f"id {array[at]} at position {at} is beyond 64 bits with a sign; pass its text to a map "
-            "with ids='hashed', or view the array as int64"
+            f"id {array[at]} at position {at} is beyond 64 bits with a sign; pass its text to a "
+            "map with ids='hashed', or view the array as int64"
         )
     return np.ascontiguousarray(array, np.int64)
 
@@ -543,8 +433,8 @@ def _wrong_kind(ids: list[Any], kinds: tuple[type, ...], wanted: str, other: str
         in_range = not isinstance(value, int) or -(2**63) <= value < 2**63
         if not isinstance(value, kinds) or isinstance(value, bool) or not in_range:
             return DataError(
-                f"id {value!r} at position {at} is {type(value).__name__}; this map holds {wanted}. "
-                f"Drop the event, or make a map with ids={other!r}"
+                f"id {value!r} at position {at} is {type(value).__name__}; this map holds "
+                f"{wanted}. Drop the event, or make a map with ids={other!r}"
             )
     return DataError(f"ids are no list of {wanted}; pass one dimension")
 
