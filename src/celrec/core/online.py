@@ -151,13 +151,14 @@ class OnlineLearner:
             )
         if not torch.isfinite(losses).all():
             raise LossError(
-                f"a loss is {float(losses[~torch.isfinite(losses)][0])} after {self.num_events} "
+                f"a loss is {losses[~torch.isfinite(losses)][0].item()} after {self.num_events} "
                 "events; lower the learning rate, or check the labels"
             )
         losses.mean().backward()
         changes = [
-            _Change.of(table, probes[name].take(), len(losses), self)
+            _Change.of(table, look_ups, len(losses), self)
             for name, table in self.tables.items()
+            if (look_ups := probes[name].take())
         ]
         for change in changes:
             change.table.weight.grad = change.row_gradient
@@ -249,7 +250,7 @@ class _Change:
         faded = rule.memory**num_seen
         candidates = torch.cat([held.clusters, _explorers(held, table, owner)], 1)
         distance = table.weight.index_select(0, candidates.flatten())
-        distance = distance.view(*candidates.shape, -1) - blends.unsqueeze(1)
+        distance = distance.view(*candidates.shape, table.embedding_dim) - blends.unsqueeze(1)
         # s of every event and candidate, (L, m + e)
         s = torch.bmm(distance[place], gradient.unsqueeze(2)).squeeze(2)
         evidence = _sums(-(s + s.square() / 2) / rule.temperature, place, len(entities))
@@ -357,15 +358,15 @@ def _best(
     candidates, evidence : (U, m + e), of which the first m are held already
     faded : (U,), what log-weights keep
 
-    An explorer starts with what is held on average, the relative with what its sibling has; both
-    are judged on the evidence of this batch beside that.
+    Explorers start with what the worst place holds, so that they take it only if this batch speaks
+    for them; where places are empty, with the mean.
     """
     m = held.clusters.shape[1]
     is_held = ~held.log_weights.isneginf()
     kept = torch.where(is_held, held.log_weights * faded.unsqueeze(1), held.log_weights)
-    starts = _masked_mean(kept, is_held).expand(-1, candidates.shape[1] - m).clone()
-    starts[:, :1] = kept[:, :1]
-    scores = torch.cat([kept, starts], 1) + evidence
+    is_full = is_held.all(1, keepdim=True)
+    starts = torch.where(is_full, kept.amin(1, keepdim=True), _masked_mean(kept, is_held))
+    scores = torch.cat([kept, starts.expand(-1, candidates.shape[1] - m)], 1) + evidence
     scores = scores - _masked_mean(evidence[:, :m], is_held)
     scores = scores.masked_fill(_is_repeated(candidates, scores), -torch.inf)
     best = (scores + prior.log()[candidates]).topk(m, dim=1).indices
