@@ -34,8 +34,7 @@ from celrec.errors import (
 from celrec.models.biased_mf import BiasedMF
 from celrec.training.stream_metrics import RecentEvents, SlotMeans
 
-Side = Literal["user", "item"]
-SIDES: tuple[Side, Side] = ("user", "item")
+SIDES = ("user", "item")
 
 _MOMENTS = 2  # that AdamW keeps of every number
 _STEP_BYTES = 4  # and its count of steps
@@ -141,7 +140,7 @@ class StreamSettings:
         with torch.device("meta"):  # shapes alone
             return _table_bytes(self.table(3)) - _table_bytes(self.table(2))
 
-    def sizes(self) -> dict[Side, SideSize]:
+    def sizes(self) -> dict[str, SideSize]:
         """How many slots `max_bytes` pay for.
 
         raises : ArgumentError where they do not pay for two on each side
@@ -169,18 +168,17 @@ class StreamSettings:
         num_buckets = max(1, int(num_slots * self.bucket_share))
         return SideSize(num_slots - num_buckets, num_buckets)
 
-    def model(self) -> BiasedMF:
-        """The model before the first event."""
-        sizes = self.sizes()
-        model = BiasedMF(*(self.table(sizes[side].num_slots) for side in SIDES))
+    @torch.no_grad()
+    def tables(self) -> dict[str, OnlineEmbedding]:
+        """Both tables as they are before the first event."""
+        tables = {side: self.table(size.num_slots) for side, size in self.sizes().items()}
         generator = torch.Generator().manual_seed(self.seed)
-        with torch.no_grad():
-            for table in (model.user_embedding, model.item_embedding):
-                table.draw(0.1, generator)
-                # Factors that agree in sign give a prediction that can grow at once.
-                table.weight[:, : self.width] += 0.5 / self.width**0.5
-                table.weight[:, self.width :] = 0
-        return model
+        for table in tables.values():
+            table.draw(0.1, generator)
+            # Factors that agree in sign give a prediction that can grow at once.
+            table.weight[:, : self.width] += 0.5 / self.width**0.5
+            table.weight[:, self.width :] = 0
+        return tables
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -235,7 +233,7 @@ class StreamLearner:
     def __init__(self, settings: StreamSettings) -> None:
         self.settings = settings
         sizes = settings.sizes()
-        self.slots: dict[Side, SlotMap] = {
+        self.slots = {
             side: SlotMap(
                 sizes[side].capacity,
                 num_buckets=sizes[side].num_buckets,
@@ -245,11 +243,8 @@ class StreamLearner:
             )
             for side in SIDES
         }
-        self.model = settings.model()
-        self.tables: dict[Side, OnlineEmbedding] = {
-            "user": self.model.user_embedding,
-            "item": self.model.item_embedding,
-        }
+        self.tables = settings.tables()
+        self.model = BiasedMF(self.tables["user"], self.tables["item"])
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=0.0
         )
@@ -302,7 +297,7 @@ class StreamLearner:
         self._time = events[-1].timestamp
         return logits
 
-    def _ids(self, events: Sequence[Event]) -> dict[Side, list[str] | np.ndarray]:
+    def _ids(self, events: Sequence[Event]) -> dict[str, list[str] | np.ndarray]:
         if self.settings.ids == "hashed":
             return {
                 "user": [str(event.user) for event in events],
@@ -316,7 +311,7 @@ class StreamLearner:
             "item": np.array([event.item for event in events], np.int64),
         }
 
-    def _observe(self, side: Side, ids: list[str] | np.ndarray) -> Tensor:
+    def _observe(self, side: str, ids: list[str] | np.ndarray) -> Tensor:
         """The slots of a batch's ids; those that are new to their slot start as in their bucket."""
         observed = self.slots[side].observe(ids)
         if len(observed.admitted_slots):

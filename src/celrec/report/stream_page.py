@@ -1,0 +1,2 @@
+def write_stream_report(*a, **k):
+    raise NotImplementedError
