@@ -1057,7 +1057,7 @@ def _checkpoint_every(text: str | None) -> tuple[int | None, float | None]:
 def _stopping_gently() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a wish; a second one ends the process as ever."""
     is_wished = False
-    before = {}
+    before: dict[int, Any] = {}
 
     def wish(number: int, frame: object) -> None:
         nonlocal is_wished
