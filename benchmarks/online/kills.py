@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ import torch
 from celrec.checkpoint import load_state, pack_state
 from celrec.experiments.stream import CHECKPOINT_FILE, DEAD_LETTERS_FILE, HISTORY_FILE
 
+CELREC = [sys.executable, "-m", "celrec.cli"]
 BATCH = 32
 # fmt: off
 OPTIONS = [
@@ -61,26 +63,28 @@ def event_lines(count: int, seed: int) -> list[bytes]:
     return lines
 
 
-def command_for(address: str, folder: Path, *more: str) -> list[str]:
-    arguments = ["stream", address, "--out", str(folder), "--resume", *OPTIONS, *more]
-    return [sys.executable, "-m", "celrec.cli", *arguments]
+def arguments_for(address: str, folder: Path, *more: str) -> list[str]:
+    """Of `celrec`, to begin or to go on."""
+    return ["stream", address, "--out", str(folder), "--resume", *OPTIONS, *more]
 
 
-def run_through(command: Sequence[str]) -> None:
+def run_through(arguments: Sequence[str]) -> None:
     """Run to the end.
 
     raises : RuntimeError with what it said if it fails
     """
+    command = [*CELREC, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
 
 
-def kill_once(command: Sequence[str], folder: Path, delay: float) -> bool:
+def kill_once(arguments: Sequence[str], folder: Path, delay: float) -> str:
     """Start, wait until it has saved once and `delay` seconds more, and kill it.
 
-    returns : whether that hit it while it was writing a checkpoint
-    raises : RuntimeError if it ended before
+    arguments : of `celrec`
+    returns : "killed", "killed within a save", or "ended" if it was through by then
+    raises : RuntimeError with what it said if it failed
     """
     checkpoint = folder / CHECKPOINT_FILE
     partial = checkpoint.with_name(checkpoint.name + ".partial")
@@ -90,7 +94,9 @@ def kill_once(command: Sequence[str], folder: Path, delay: float) -> bool:
         return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
 
     before, deadline = saved_at(), time.monotonic() + SECONDS_TO_WAIT
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [*CELREC, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         while saved_at() == before and process.poll() is None:
             if time.monotonic() > deadline:
                 process.kill()
@@ -98,14 +104,12 @@ def kill_once(command: Sequence[str], folder: Path, delay: float) -> bool:
             time.sleep(0.005)
         time.sleep(delay)
         process.kill()
-        process.wait()
-        assert process.stderr is not None
-        if process.returncode != -signal.SIGKILL:
-            raise RuntimeError(
-                f"it ended with {process.returncode} before it was killed; give more events: "
-                f"{process.stderr.read().decode()}"
-            )
-    return partial.exists()
+        _, said = process.communicate()
+    if process.returncode == -signal.SIGKILL:
+        return "killed within a save" if partial.exists() else "killed"
+    if process.returncode == 0:
+        return "ended"
+    raise RuntimeError(f"it ended with {process.returncode}: {said}")
 
 
 def differences(folder: Path, wanted: Path) -> list[str]:
@@ -174,19 +178,21 @@ def compare(folder: Path, address: str, more: Sequence[str], kills: int, seed: i
     rng = random.Random(seed)
     whole, killed = folder / "whole", folder / "killed"
     # In a group of its own: a server counts for each group.
-    run_through(command_for(address, whole, *more, "--group", "whole"))
-    command = command_for(address, killed, *more)
-    in_a_save = 0
+    run_through(arguments_for(address, whole, *more, "--group", "whole"))
+    arguments = arguments_for(address, killed, *more)
+    outcomes: Counter[str] = Counter()
     for number in range(1, kills + 1):
-        hit = kill_once(command, killed, rng.uniform(0, 0.6))
-        in_a_save += hit
+        outcome = kill_once(arguments, killed, rng.uniform(0, 0.6))
         events = load_state(killed / CHECKPOINT_FILE, kind="stream")["bookmark"]["num_events"]
-        print(f"kill {number}: {events:,} events saved{', within a save' * hit}", flush=True)
-    run_through(command)
+        print(f"{number}: {outcome}, {events:,} events saved", flush=True)
+        if outcome == "ended":
+            raise SystemExit("it ended before it was killed often enough; give more --events")
+        outcomes[outcome] += 1
+    run_through(arguments)
     found = differences(killed, whole)
     events = load_state(killed / CHECKPOINT_FILE, kind="stream")["bookmark"]["num_events"]
     print(
-        f"{kills} kills, {in_a_save} of them within a save, {events:,} events: "
+        f"{kills} kills, {outcomes['killed within a save']} within a save, {events:,} events: "
         + (f"different are {', '.join(found)}" if found else "not a bit is different")
     )
     return not found

@@ -1002,6 +1002,8 @@ def stream(
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons[:4])
         more = ", ..." if len(reasons) > 4 else ""
         _say(f"dead letters: {listed}{more}; see {out_dir / 'dead_letters.jsonl'}")
+    if result.dead_letters and not result.figures["num_events"]:
+        _say("no record is an event; name their fields: --user-col, --item-col, --label-col")
     if result.is_finished:
         _say(f"the source has no more; next: celrec report {out_dir}")
     else:
