@@ -107,7 +107,8 @@ by default since. Its figures here are lower than they need be; they have not be
 would allow more. On MovieLens-1M it was not run.
 
 The paper's third rating set (Amazon video games) cannot be had without its publisher's site;
-CiaoDVD and Book-Crossing stand in. `amazon_ratings.toml` has its entry, for those who have the file.
+CiaoDVD and Book-Crossing stand in. `amazon_ratings.toml` has its entry, for those
+who have the file.
 """
 
 

@@ -7,9 +7,11 @@ in usage, data or files, with one message; 130 after Ctrl-C.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,6 +123,7 @@ def top(
     [cyan]celrec inspect RUN[/cyan]               its clusters
     [cyan]celrec report RUN[/cyan]                all of it as one page
     [cyan]celrec bench SUITE.toml[/cyan]          methods compared at equal bytes
+    [cyan]celrec stream SOURCE --out DIR[/cyan]   learn from a stream, forever, in bounded memory
 
     Every command explains itself: [cyan]celrec COMMAND --help[/cyan]
     """
@@ -637,7 +640,8 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Run folders, the demo's folder, or the folder of one suite.", show_default=False
+            help="Run folders, the demo's folder, or the folder of one suite or stream.",
+            show_default=False,
         ),
     ],
     out_file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path(
@@ -646,14 +650,16 @@ def report(
     title: Annotated[str | None, typer.Option(help="Its title.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained HTML page about runs, or about a suite of methods.
+    """Write one self-contained HTML page about runs, about a suite of methods, or about a stream.
 
-    Of runs it shows figures, clusters, maps and settings; of a suite, accuracy against bytes.
+    Of runs it shows figures, clusters, maps and settings; of a suite, accuracy against bytes; of a
+    stream, how AUC, clusters and bytes went.
 
     \b
     [cyan]celrec report runs/a[/cyan]
     [cyan]celrec report runs/clustered runs/full runs/hashed --out compare.html[/cyan]
     [cyan]celrec report runs/ml_100k --out suite.html[/cyan]
+    [cyan]celrec report runs/clicks --out stream.html[/cyan]
     """
     from celrec.experiments.demo import report_on
 
@@ -772,6 +778,303 @@ def _print_standings(suite: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     for method in suite.methods:
         shown.add_row(method, *(cell(method, budget) for budget in (*suite.budgets, None)))
     out.print(shown)
+
+
+# --- stream --------------------------------------------------------------------------------------
+
+
+@app.command()
+def stream(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A file (.jsonl, .csv, .tsv, .parquet), - for standard input, "
+            "redis://HOST:PORT/STREAM, or kafka://HOST:PORT/TOPIC.",
+            show_default=False,
+        ),
+    ] = None,
+    out_dir: Annotated[
+        Path | None,
+        _option("Stream", "Folder for checkpoint, history and dead letters.", "--out"),
+    ] = None,
+    resume: Annotated[
+        bool,
+        _option(
+            "Stream",
+            "Go on from the checkpoint in --out, with its settings; begin if there is none.",
+            "--resume",
+        ),
+    ] = False,
+    follow: Annotated[
+        bool, _option("Stream", "At the end of a file, wait for more.", "--follow")
+    ] = False,
+    max_events: Annotated[
+        int | None,
+        _option(
+            "Stream",
+            "Stop when so many events have been learned since the start of the stream, at the end "
+            "of a batch. Default: never",
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        str | None,
+        _option(
+            "Stream",
+            "Save after so many events (10000), or seconds (30s). Saving changes nothing in what "
+            "is learned. Default: 30s",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, _option("Stream", "Throw away the stream in --out.", "--overwrite")
+    ] = False,
+    user_col: Annotated[str | None, _option("Events", "Field of users. Default: user")] = None,
+    item_col: Annotated[str | None, _option("Events", "Field of items. Default: item")] = None,
+    label_col: Annotated[
+        str | None, _option("Events", "Field of 0 and 1, or of ratings. Default: label")
+    ] = None,
+    time_col: Annotated[
+        str | None, _option("Events", "Field of times: seconds, or dates. Default: none")
+    ] = None,
+    positive_from: Annotated[
+        float | None,
+        _option("Events", "The smallest rating that is a yes. Default: labels are 0, 1"),
+    ] = None,
+    drop_rating: Annotated[
+        float | None, _option("Events", "Leave out events with this rating, the undecided middle.")
+    ] = None,
+    ids: Annotated[
+        str | None,
+        _option(
+            "Events",
+            "hashed: texts and integers. integer: integers alone, in fewer bytes; texts are dead "
+            "letters. Default: hashed",
+        ),
+    ] = None,
+    separator: Annotated[
+        str | None, _option("Events", "Between columns; by default told by the file's name.")
+    ] = None,
+    columns: Annotated[
+        str | None,
+        _option("Events", "Names of CSV columns where no header gives them: user,item,label"),
+    ] = None,
+    group: Annotated[
+        str | None,
+        _option(
+            "Events", "Consumer group of Redis and Kafka: one for each learner. Default: celrec"
+        ),
+    ] = None,
+    max_bytes: Annotated[
+        str | None,
+        _option(
+            "Memory",
+            "Of tables, codes and optimizer state together; never exceeded. 500kB, 10MB, 2GB. Maps "
+            "of ids come on top: 18 to 26 bytes for each id that has a place. Default: 10MB",
+        ),
+    ] = None,
+    admit_after: Annotated[
+        int | None,
+        _option(
+            "Memory",
+            "The sighting at which an id gets a code of its own; before that it shares one. "
+            "Default: 2",
+        ),
+    ] = None,
+    width: Annotated[int | None, _option("Model", "Factors of a vector. Default: 32")] = None,
+    rows: Annotated[
+        int | None, _option("Model", "Rows of each table: the most clusters. Default: 32")
+    ] = None,
+    blend: Annotated[int | None, _option("Model", "Clusters that a code mixes. Default: 4")] = None,
+    learning_rate: Annotated[
+        float | None, _option("Model", "Of the rows. Default: 0.01", "--lr", "--learning-rate")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        _option(
+            "Model",
+            "Events that are predicted, then learned, together. Smaller ones predict better, "
+            "larger ones are faster. Default: 32",
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        _option("Model", "Events that AUC and log loss look back on. Default: 5000"),
+    ] = None,
+    seed: Annotated[int | None, _option("Model", "Default: 0")] = None,
+    threads: Annotated[int | None, _option("Model", "Processor threads. Default: 1")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn from a stream of events, forever, in a fixed number of bytes.
+
+    Every event is predicted, then learned. AUC and log loss are those of these predictions, beside
+    what running means of users and items reach. Records that are no events go to dead_letters.jsonl
+    with the reason, and stop nothing.
+
+    Ctrl-C stops after the batch and saves. Killed at any moment, it goes on with --resume and ends
+    with the same bits: no event is lost, none learned twice.
+
+    [bold]Examples[/bold]
+
+    \b
+    [cyan]celrec stream clicks.jsonl --out runs/clicks[/cyan]
+        a file of objects with user, item and label, one a line
+    [cyan]celrec stream clicks.jsonl --out runs/clicks --follow --max-bytes 200MB[/cyan]
+        the same, waiting for more
+    [cyan]celrec stream ratings.csv --out runs/r --label-col rating --positive-from 4[/cyan]
+        ratings: 4 and 5 are a yes
+    [cyan]celrec stream redis://localhost:6379/clicks --out runs/clicks[/cyan]
+    [cyan]celrec stream kafka://localhost:9092/clicks --out runs/clicks[/cyan]
+    [cyan]celrec stream --out runs/clicks --resume[/cyan]
+        go on where it was stopped, or killed
+    [cyan]celrec report runs/clicks[/cyan]
+        how it went, as a page
+    """
+    if out_dir is None:
+        raise ConfigError("there is no folder to keep what is learned; name one: --out runs/stream")
+    if resume and overwrite:
+        raise ConfigError("--resume goes on and --overwrite begins anew; leave one of them out")
+    from celrec.experiments.config import merged
+    from celrec.experiments.stream import StreamConfig, learn_stream, saved_config
+    from celrec.training.stream_progress import LiveStream, StreamLines
+
+    given = _nested(
+        {
+            "address": source,
+            "format.user": user_col,
+            "format.item": item_col,
+            "format.label": label_col,
+            "format.timestamp": time_col,
+            "format.positive_from": positive_from,
+            "format.drop_rating": drop_rating,
+            "separator": separator,
+            "columns": None if columns is None else columns.split(","),
+            "group": group,
+            "threads": threads,
+            "settings.ids": ids,
+            "settings.max_bytes": None if max_bytes is None else _bytes_in(max_bytes),
+            "settings.admit_after": admit_after,
+            "settings.width": width,
+            "settings.rows": rows,
+            "settings.blend": blend,
+            "settings.learning_rate": learning_rate,
+            "settings.batch_size": batch_size,
+            "settings.window": window,
+            "settings.seed": seed,
+        }
+    )
+    saved = saved_config(out_dir) if resume else None
+    if saved is None and source is None:
+        raise ConfigError(
+            f"{out_dir} holds no checkpoint to go on from; name a source (see `celrec stream "
+            "--help`)"
+            if resume
+            else "there is nothing to learn from; name a source: celrec stream clicks.jsonl --out "
+            "runs/clicks (see `celrec stream --help`)"
+        )
+    base = saved or StreamConfig(address=str(source))
+    config = StreamConfig.from_dict(merged(base.as_dict(), given))
+    num_events, seconds = _checkpoint_every(checkpoint_every)
+    go_on = f"go on with: celrec stream --out {out_dir} --resume" + (" --follow" if follow else "")
+    try:
+        with _stopping_gently() as should_stop:
+            result = learn_stream(
+                config,
+                out_dir,
+                resume=resume,
+                overwrite=overwrite,
+                follow=follow,
+                max_events=max_events,
+                checkpoint_events=num_events,
+                checkpoint_seconds=seconds,
+                should_stop=should_stop,
+                progress=LiveStream(err) if err.is_terminal else StreamLines(_say),
+                command=sys.argv,
+            )
+    except KeyboardInterrupt:
+        _say(f"stopped at once, at the last checkpoint; {go_on}")
+        raise typer.Exit(130) from None
+    if as_json:
+        _print_json({"folder": str(out_dir), **vars(result)})
+    else:
+        print(_stream_summary(result.figures, config.settings, result.bookmark["num_bad"]))
+        print(f"stream: {out_dir}")
+    if result.dead_letters:
+        reasons = sorted(result.dead_letters.items(), key=lambda pair: -pair[1])
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons[:4])
+        more = ", ..." if len(reasons) > 4 else ""
+        _say(f"dead letters: {listed}{more}; see {out_dir / 'dead_letters.jsonl'}")
+    if result.dead_letters and not result.figures["num_events"]:
+        _say("no record is an event; name their fields: --user-col, --item-col, --label-col")
+    if result.is_finished:
+        _say(f"the source has no more; next: celrec report {out_dir}")
+    else:
+        _say(f"stopped and saved; {go_on}")
+
+
+def _stream_summary(figures: Mapping[str, Any], settings: Any, num_bad: int) -> str:
+    auc, loss, means = (_shown(figures[name]) for name in ("auc", "log_loss", "means_auc"))
+    clusters, entities = figures["clusters"], figures["entities"]
+    return (
+        f"{figures['num_events']:,} events, {num_bad:,} dead letters; of the last "
+        f"{min(figures['num_events'], settings.window):,}: AUC {auc} (running means {means}), log "
+        f"loss {loss}; {clusters['user']} + {clusters['item']} clusters for {entities['user']:,} "
+        f"users and {entities['item']:,} items in {figures['used_bytes']:,} of "
+        f"{settings.max_bytes:,} bytes"
+    )
+
+
+def _bytes_in(text: str) -> int:
+    """Read a number of bytes, with a decimal unit or without.
+
+    >>> _bytes_in("10MB"), _bytes_in("1.5 kB"), _bytes_in("4096")
+    (10000000, 1500, 4096)
+    """
+    units = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9}
+    units["gb"] = 10**9
+    number = text.strip().rstrip("kKmMgGbB ")
+    unit = text.strip().removeprefix(number).strip().lower()
+    try:
+        return round(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise ConfigError(f"--max-bytes is {text!r}; wanted such as 500kB, 10MB or 2GB") from None
+
+
+def _checkpoint_every(text: str | None) -> tuple[int | None, float | None]:
+    """Events or seconds between checkpoints.
+
+    >>> _checkpoint_every("10000"), _checkpoint_every("5s"), _checkpoint_every(None)
+    ((10000, None), (None, 5.0), (None, 30.0))
+    """
+    text = "30s" if text is None else text.strip()
+    try:
+        if text.endswith("s"):
+            return None, float(text[:-1])
+        return int(text), None
+    except ValueError:
+        raise ConfigError(
+            f"--checkpoint-every is {text!r}; wanted events, such as 10000, or seconds, such as 30s"
+        ) from None
+
+
+@contextmanager
+def _stopping_gently() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a wish; a second one ends the process as ever."""
+    is_wished = False
+    before: dict[int, Any] = {}
+
+    def wish(number: int, frame: object) -> None:
+        nonlocal is_wished
+        is_wished = True
+        restore()  # nothing is printed: a handler may have interrupted a print
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: is_wished
+    finally:
+        restore()
 
 
 # --- demo ----------------------------------------------------------------------------------------

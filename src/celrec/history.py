@@ -2,7 +2,8 @@
 
 Lines are appended and flushed to the disk before the epoch's checkpoint is written, so that after a
 kill the history is never behind the checkpoint; `truncate_history` cuts off what is ahead of it.
-Every line has an integer "epoch", the number of epochs finished, counted from 1.
+Every line has an integer "epoch", the number of epochs finished, counted from 1. A stream has no
+epochs; its lines count windows of events, in "window".
 
 Numbers come back bit for bit. JSON has no NaN and no infinity; they are written as null.
 """
@@ -22,7 +23,7 @@ from celrec.errors import CheckpointError
 def append_history(path: Path, line: Mapping[str, Any]) -> None:
     """Append a line and flush it to the disk; the file is made if it is missing.
 
-    line : ready for JSON, with an integer "epoch"
+    line : ready for JSON, with an integer "epoch" (or "window")
     raises : CheckpointError if the line cannot be written; the file is then as before
     """
     path = Path(path)
@@ -41,32 +42,35 @@ def append_history(path: Path, line: Mapping[str, Any]) -> None:
         ) from error
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
+def read_history(path: Path, *, unit: str = "epoch") -> list[dict[str, Any]]:
     """Read all lines; a last line that a kill left unfinished is left out.
 
+    unit : what lines count, "epoch" or "window"
     returns : [] if the file does not exist
     raises : CheckpointError naming a line that is no history
     """
-    return [line for line, _ in _lines(Path(path))]
+    return [line for line, _ in _lines(Path(path), unit)]
 
 
-def truncate_history(path: Path, num_epochs: int) -> list[dict[str, Any]]:
-    """Keep the lines of the first `num_epochs` epochs, and return them.
+def truncate_history(path: Path, num_done: int, *, unit: str = "epoch") -> list[dict[str, Any]]:
+    """Keep the first lines, and return them.
 
-    num_epochs : >= 0, epochs that the checkpoint has finished
+    num_done : >= 0, epochs or windows that the checkpoint has finished
+    unit : what lines count, "epoch" or "window"
     raises : CheckpointError if the file has not all of these lines, or a damaged one
     """
     path = Path(path)
     kept, end = [], 0
-    for line, line_end in _lines(path):
-        if line["epoch"] > num_epochs:
+    for line, line_end in _lines(path, unit):
+        if line[unit] > num_done:
             break
         kept.append(line)
         end = line_end
-    if [line["epoch"] for line in kept] != list(range(1, num_epochs + 1)):
+    found = [line[unit] for line in kept]
+    if found != list(range(1, num_done + 1)):
         raise CheckpointError(
-            f"{path} has lines for epochs {[line['epoch'] for line in kept]}, but the checkpoint "
-            f"beside it has finished {num_epochs}; restore the file, or start again in an empty "
+            f"{path} has lines for {unit}s {_listed(found)}, but the checkpoint beside it has "
+            f"finished {num_done}; restore the file, or start again in an empty "
             "folder"
         )
     if path.exists():
@@ -74,7 +78,7 @@ def truncate_history(path: Path, num_epochs: int) -> list[dict[str, Any]]:
     return kept
 
 
-def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+def _lines(path: Path, unit: str) -> Iterator[tuple[dict[str, Any], int]]:
     """Every finished line, and the position in the file where it ends, in bytes."""
     if not path.exists():
         return
@@ -85,15 +89,21 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
         end += len(text)
         try:
             line = json.loads(text)
-            is_history = isinstance(line["epoch"], int)
+            is_history = isinstance(line[unit], int)
         except (ValueError, TypeError, KeyError, RecursionError):
             is_history = False
         if not is_history:
             raise CheckpointError(
                 f"line {number} of {path} is no line of a history: {text[:60]!r}; wanted a JSON "
-                'object with an integer "epoch"'
+                f'object with an integer "{unit}"'
             )
         yield line, end
+
+
+def _listed(numbers: list[int]) -> str:
+    if len(numbers) < 10:
+        return str(numbers)
+    return f"{numbers[0]} to {numbers[-1]}, {len(numbers)} in all"
 
 
 def _without_nan(value: Any) -> Any:

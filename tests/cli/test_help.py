@@ -15,6 +15,7 @@ COMMANDS = [
     ["inspect"],
     ["report"],
     ["demo"],
+    ["stream"],
     ["data", "list"],
     ["data", "fetch"],
 ]
@@ -22,7 +23,9 @@ COMMANDS = [
 HEAVY = ("torch", "numpy", "polars", "sklearn", "plotly")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["data", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["stream", "--help"], ["data", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\n"

@@ -38,6 +38,7 @@ from celrec.errors import CelrecError, ConfigError
 from celrec.experiments.build import load_interactions
 from celrec.experiments.config import RunConfig, merged
 from celrec.experiments.run import train_run, write_text
+from celrec.experiments.stream import STREAM_FILE
 from celrec.experiments.suite import TRIALS_FILE
 from celrec.experiments.summary import mean_and_std
 from celrec.report.words import readable_bytes, times
@@ -246,10 +247,19 @@ def _smallest_level(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 def report_on(folders: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
     """Write the report of run folders; the folder of a demo stands for all runs in it.
 
-    The folder of a suite has a page of its own kind, and comes alone.
+    The folder of a suite or a stream has a page of its own kind, and comes alone.
 
-    raises : ConfigError where it does not, or has a title other than its name
+    raises : ConfigError where it does not, or where a suite has a title other than its name
     """
+    streams = [folder for folder in folders if (folder / STREAM_FILE).is_file()]
+    if streams and len(folders) > 1:
+        raise ConfigError(
+            f"{streams[0]} is the folder of a stream, which has a page of its own; give it alone"
+        )
+    if streams:
+        from celrec.report.stream_page import write_stream_report
+
+        return write_stream_report(streams[0], out, title=title)
     suites = [folder for folder in folders if (folder / TRIALS_FILE).is_file()]
     if suites and (len(folders) > 1 or title is not None):
         raise ConfigError(

@@ -123,6 +123,7 @@ class EventFormat:
         in float32, the type of labels, as `binarize` does.
     drop_rating : events with exactly this label are left out, and are not bad
     lowest, highest : ratings outside are bad events; None: no bound
+    integers_only : whether an event whose user or item is text is bad
     longest : bytes of the longest record that is read
 
     >>> stars = EventFormat(label="stars", positive_from=4, drop_rating=3)
@@ -144,6 +145,7 @@ class EventFormat:
     drop_rating: float | None = None
     lowest: float | None = None
     highest: float | None = None
+    integers_only: bool = False
     longest: int = LONGEST
 
     def __post_init__(self) -> None:
@@ -224,7 +226,7 @@ class EventFormat:
             found = "nothing" if payload is None else f"a {type(payload).__name__}"
             raise BadEventError("not an object", f"found {found}; wanted fields with names")
 
-        return parse
+        return _integers_only(parse) if self.integers_only else parse
 
     # --- kinds of records ------------------------------------------------------------------------
 
@@ -344,6 +346,20 @@ class EventFormat:
 
 
 _LabelMaker = Callable[[float], float | None]
+
+
+def _integers_only(parse: Callable[[Payload], Event | None]) -> Callable[[Payload], Event | None]:
+    def parse_integers(payload: Payload) -> Event | None:
+        event = parse(payload)
+        if event is not None:
+            for role, value in (("user", event.user), ("item", event.item)):
+                if type(value) is not int:
+                    raise BadEventError(
+                        f"{role} is text", f"found {_shortened(value)}; wanted integers"
+                    )
+        return event
+
+    return parse_integers
 
 
 def _too_long(num_bytes: int, longest: int) -> BadEventError:
