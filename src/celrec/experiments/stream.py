@@ -7,9 +7,9 @@
 - `dead_letters.jsonl`: records that are no events
 
 The checkpoint is the truth. Whoever goes on from it cuts history and dead letters to where they
-were when it was saved, and sets the source to its position. So a stream that was killed at any moment
-goes on and ends with the same bits, in all of these files, as one that was not, on the same machine
-with the same versions.
+were when it was saved, and sets the source to its position. So a stream that was killed at any
+moment goes on and ends with the same bits, in all of these files, as one that was not, on the same
+machine with the same versions.
 """
 
 from __future__ import annotations
