@@ -111,6 +111,7 @@ def load_interactions(config: RunConfig, *, progress: bool = False) -> Interacti
         timestamp=data.time,
         title=data.title,
         separator=data.separator,
+        columns=data.columns,
     )
 
 

@@ -45,7 +45,7 @@ class DataConfig:
     """Where the interactions come from.
 
     source : a name of the catalog, or a file
-    user, item, label, time, title, separator : columns, as `read_interactions` takes them; not
+    user, item, label, time, title, separator, columns : as `read_interactions` takes them; not
         used for the catalog
     """
 
@@ -56,6 +56,7 @@ class DataConfig:
     time: str | None = None
     title: str | None = None
     separator: str | None = None
+    columns: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
