@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.online.ours import OursOnline
 from celrec.baselines.online.river_models import RiverBiasedMF, RiverFM
 from celrec.baselines.online.running_means import RunningMeans
 from celrec.baselines.online.tables import FullTable, HashedTable
@@ -39,6 +40,10 @@ class Method:
 def grid(**values: tuple[Any, ...]) -> tuple[Settings, ...]:
     """All combinations."""
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
+
+
+def ours(part: int, num_users: int, num_items: int, settings: Settings, seed: int) -> OnlineMethod:
+    return OursOnline(num_users, num_items, width=WIDTH, part=part, settings=settings, seed=seed)
 
 
 def means(num_users: int, num_items: int, settings: Settings, seed: int) -> OnlineMethod:
@@ -81,7 +86,12 @@ def river_fm(num_users: int, num_items: int, settings: Settings, seed: int) -> O
 
 HASHED_GRID = grid(lr=(0.01, 0.03, 0.1), l2=(0.0, 0.03, 0.1))
 
+OUR_GRID = grid(lr=(0.005, 0.01), bias_precision=(0.7, 1.5), split_after=(500, 2000))
+
 METHODS: dict[str, Method] = {
+    "ours_5": Method("CEL-Lite, 1/5", OUR_GRID, partial(ours, 5)),
+    "ours_10": Method("CEL-Lite, 1/10", OUR_GRID, partial(ours, 10)),
+    "ours_20": Method("CEL-Lite, 1/20", OUR_GRID, partial(ours, 20)),
     "means": Method(
         "running means",
         grid(user_smoothing=(16, 64, 256), item_smoothing=(4, 16, 64)),

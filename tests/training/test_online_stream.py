@@ -147,8 +147,8 @@ def test_the_budget_is_filled_and_never_exceeded(
     learner = StreamLearner(chosen)
     for batch in batches(planted_events(64), 32):
         learner.learn([event._replace(item=int(str(event.item)[1:])) for event in batch])
-    state = learner.optimizer.state_dict()["state"]
-    kept = [*learner.model.state_dict().values()]
+    state = learner.factors.optimizer.state_dict()["state"]
+    kept = [*learner.factors.model.state_dict().values()]
     kept += [value for moments in state.values() for value in moments.values()]
     memory = learner.memory()
     assert memory.tables == sum(array.nbytes for array in kept)
@@ -238,7 +238,7 @@ def test_a_state_of_other_settings_is_refused() -> None:
         other.load_state_dict(state)
 
 
-@pytest.mark.parametrize("missing", ["model", "optimizer", "learner", "slots", "recent", "means"])
+@pytest.mark.parametrize("missing", ["factors", "slots", "recent", "means"])
 def test_a_damaged_state_is_a_checkpoint_error(missing: str) -> None:
     state = learner_of(planted_events(40)).state_dict()
     state[missing] = {}

@@ -1,6 +1,6 @@
 """CEL-Lite: clustered embeddings that learn from a stream, in bounded memory.
 
-`OnlineLearner` changes codes and rows of `OnlineEmbedding`s after every batch. An event costs
+`OnlineLearner` changes codes and rows of each `OnlineEmbedding` after a batch. An event costs
 O(m D), and a batch O(K D) beside, however many entities there are and however long the stream has
 run. With g the gradient of an event's loss, in nats, with respect to its entity's vector:
 
@@ -56,7 +56,7 @@ class OnlineRule:
 
     temperature: float = 1.0
     precision: float = 3.0
-    bias_precision: float = 1.5
+    bias_precision: float = 1.0
     num_biases: int = 2
     memory: float = 0.99
     num_explorers: int = 2
@@ -81,7 +81,7 @@ class OnlineRule:
 
 
 class OnlineLearner:
-    """Learns a model whose embeddings are `OnlineEmbedding`s, from one batch after the other.
+    """Learns a model that has `OnlineEmbedding` layers, from one batch after the other.
 
     model : any module; its other parameters learn through the optimizer, too
     optimizer : over the model's parameters; rows and all else take its step, on the mean loss

@@ -17,10 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from celrec.checkpoint import load_model_state, load_optimizer_state
-from celrec.core.online import OnlineLearner, OnlineRule
+from celrec.core.online import OnlineRule
 from celrec.core.online_embedding import OnlineEmbedding
 from celrec.data.slots import SlotMap
 from celrec.data.stream.event import Event
@@ -33,12 +31,11 @@ from celrec.errors import (
     nearest_name,
 )
 from celrec.models.biased_mf import BiasedMF
+from celrec.training.online_factors import OnlineFactors, row_bytes_of, table_bytes
 from celrec.training.stream_metrics import RecentEvents, SlotMeans
 
 SIDES = ("user", "item")
 
-_MOMENTS = 2  # that AdamW keeps of every number
-_STEP_BYTES = 4  # and its count of steps
 _MODEL_BYTES = 4  # the offset of BiasedMF
 _MOST_SLOTS = 2**31 - 1
 
@@ -139,7 +136,7 @@ class StreamSettings:
     def slot_bytes(self) -> int:
         """Bytes that a table keeps of one entity."""
         with torch.device("meta"):  # shapes alone
-            return _table_bytes(self.table(3)) - _table_bytes(self.table(2))
+            return table_bytes(self.table(3)) - table_bytes(self.table(2))
 
     def sizes(self) -> dict[str, SideSize]:
         """How many slots `max_bytes` pay for.
@@ -148,7 +145,7 @@ class StreamSettings:
         """
         each = self.slot_bytes()
         with torch.device("meta"):
-            two_tables = 2 * (_table_bytes(self.table(2)) - 2 * each)
+            two_tables = 2 * (table_bytes(self.table(2)) - 2 * each)
         without_slots = two_tables + _MODEL_BYTES
         for_slots = self.max_bytes - without_slots
         num_users = int(for_slots * self.user_share) // each
@@ -169,15 +166,9 @@ class StreamSettings:
         num_buckets = max(1, int(num_slots * self.bucket_share))
         return SideSize(num_slots - num_buckets, num_buckets)
 
-    @torch.no_grad()
     def tables(self) -> dict[str, OnlineEmbedding]:
-        """Both tables as they are before the first event."""
-        tables = {side: self.table(size.num_slots) for side, size in self.sizes().items()}
-        generator = torch.Generator().manual_seed(self.seed)
-        for table in tables.values():
-            table.draw(0.1, generator)
-            table.weight[:, self.width :] = 0
-        return tables
+        """Both tables, without anything learned."""
+        return {side: self.table(size.num_slots) for side, size in self.sizes().items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -243,12 +234,12 @@ class StreamLearner:
             for side in SIDES
         }
         self.tables = settings.tables()
-        self.model = BiasedMF(self.tables["user"], self.tables["item"])
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=0.0
-        )
-        self._learner = OnlineLearner(
-            self.model, self.optimizer, self._losses, settings.rule, seed=settings.seed
+        self.factors = OnlineFactors(
+            self.tables["user"],
+            self.tables["item"],
+            learning_rate=settings.learning_rate,
+            rule=settings.rule,
+            seed=settings.seed,
         )
         self._recent = RecentEvents(settings.window, ["model", "means"])
         self._means = SlotMeans({side: sizes[side].num_slots for side in SIDES})
@@ -272,7 +263,7 @@ class StreamLearner:
         """
         ids = self._ids(events)
         users, items = (torch.from_numpy(self.slots[side].find(ids[side])) for side in SIDES)
-        return self.model(users, items)
+        return self.factors.predict(users, items)
 
     def learn(self, events: Sequence[Event]) -> Tensor:
         """Predict a batch, then learn it.
@@ -287,12 +278,10 @@ class StreamLearner:
             return torch.zeros(0)
         labels = torch.tensor([event.label for event in events])
         slots = {side: self._observe(side, ids[side]) for side in SIDES}
-        batch = (slots["user"], slots["item"], labels)
-        with torch.no_grad():
-            logits = self.model(*batch[:2])
+        logits = self.factors.predict(slots["user"], slots["item"])
         self._recent.add(labels, model=logits, means=self._means.predict(slots))
         self._means.learn(slots, labels)
-        self._learner.learn(batch)
+        self.factors.learn(slots["user"], slots["item"], labels)
         self._time = events[-1].timestamp
         return logits
 
@@ -319,10 +308,6 @@ class StreamLearner:
             self._means.forget(side, admitted)
         return torch.from_numpy(observed.slots)
 
-    def _losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        users, items, labels = batch
-        return binary_cross_entropy_with_logits(self.model(users, items), labels, reduction="none")
-
     # --- what it looks like ------------------------------------------------------------------
 
     def figures(self) -> dict[str, Any]:
@@ -345,15 +330,12 @@ class StreamLearner:
 
     def memory(self) -> StreamMemory:
         """Count every byte."""
-        tables = sum(buffer.nbytes for buffer in self.model.buffers(recurse=False))
-        used = tables
-        row_bytes = 4 * self.settings.vector_width * (1 + _MOMENTS)
+        tables = used = self.factors.nbytes
+        row_bytes = row_bytes_of(self.tables["user"])
         slot_bytes = self.settings.slot_bytes()
         for side, table in self.tables.items():
             slots = self.slots[side]
-            num_bytes = _table_bytes(table)
-            tables += num_bytes
-            used += num_bytes - (slots.capacity - slots.num_admitted) * slot_bytes
+            used -= (slots.capacity - slots.num_admitted) * slot_bytes
             used -= (table.max_clusters - table.num_clusters) * row_bytes
         return StreamMemory(
             budget=self.settings.max_bytes,
@@ -372,9 +354,7 @@ class StreamLearner:
         """
         return {
             "settings": self.settings.as_dict(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "learner": self._learner.state_dict(),
+            "factors": self.factors.state_dict(),
             "slots": {side: _saved_slots(slots) for side, slots in self.slots.items()},
             "recent": self._recent.state_dict(),
             "means": self._means.state_dict(),
@@ -388,9 +368,7 @@ class StreamLearner:
         """
         try:
             _check_settings(state["settings"], self.settings.as_dict())
-            load_model_state(self.model, state["model"])
-            load_optimizer_state(self.optimizer, state["optimizer"])
-            self._learner.load_state_dict(state["learner"])
+            self.factors.load_state_dict(state["factors"])
             self.slots = {
                 side: _loaded_slots(slots, state["slots"][side])
                 for side, slots in self.slots.items()
@@ -405,15 +383,6 @@ class StreamLearner:
                 f"the state of a stream's learner is damaged: {error!r}; restore it from a copy, "
                 "or start again in an empty folder"
             ) from error
-
-
-def _table_bytes(table: OnlineEmbedding) -> int:
-    """Bytes of a table, and of its rows' optimizer."""
-    return (
-        table.weight.nbytes * (1 + _MOMENTS)
-        + _STEP_BYTES
-        + sum(buffer.nbytes for buffer in table.buffers())
-    )
 
 
 def _check_settings(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

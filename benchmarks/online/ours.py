@@ -1,0 +1,66 @@
+"""CEL-Lite among the methods that are compared on streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from celrec.core.online import OnlineRule
+from celrec.core.online_embedding import OnlineEmbedding
+from celrec.training.online_factors import OnlineFactors
+from celrec.training.progressive import EventBatch
+
+MOST_ROWS = 64
+
+CODES = {5: (8, 20), 10: (4, 10), 20: (2, 4)}
+"""Clusters of a code, and numbers of an offset, where tables may take 1/5, 1/10 and 1/20."""
+
+
+class OursOnline:
+    """Two online tables that take at most a part of what full tables with SparseAdam keep.
+
+    part : 1/part of (width + 1) numbers of 4 bytes, three times, for each entity
+    settings : "lr", and options of OnlineRule
+    """
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        *,
+        width: int,
+        part: int,
+        settings: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        blend_size, offset_dim = CODES[part]
+        budget = (num_users + num_items) * (width + 1) * 4 * 3 // part
+        rule = {name: value for name, value in settings.items() if name != "lr"}
+
+        def factors(rows: int) -> OnlineFactors:
+            users, items = (
+                OnlineEmbedding(n, width + 2, rows, blend_size=blend_size, offset_dim=offset_dim)
+                for n in (num_users, num_items)
+            )
+            return OnlineFactors(
+                users, items, learning_rate=settings["lr"], rule=OnlineRule(**rule), seed=seed
+            )
+
+        one, two = factors(1).nbytes, factors(2).nbytes
+        rows = min(MOST_ROWS, 1 + (budget - one) // (two - one))
+        self.factors = factors(rows)
+        assert self.factors.nbytes <= budget
+
+    def predict(self, batch: EventBatch) -> Tensor:
+        return self.factors.predict(batch.users, batch.items)
+
+    def learn(self, batch: EventBatch) -> None:
+        self.factors.learn(batch.users, batch.items, batch.labels)
+
+    def table_bytes(self) -> int:
+        return sum(table.weight.nbytes for table in self.factors.tables)
+
+    def state_bytes(self) -> int:
+        return self.factors.nbytes
