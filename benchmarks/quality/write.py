@@ -10,6 +10,7 @@ are there, older ones too, and says which suites have none.
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from benchmarks.quality.headlines import (
     is_certain,
     table,
 )
+from benchmarks.readme import replace_block
 from celrec.experiments.config import RunConfig
 from celrec.experiments.peers import PEERS
 from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, has_budget
@@ -125,6 +127,19 @@ def main() -> None:
             (PAGES / f"{file.stem}.md").write_text(text, encoding="utf-8")
             headlines.write(PAGES / f"{file.stem}.json")
     SUMMARY.write_text(summary(), encoding="utf-8")
+    found = [Headlines.read(file) for file in sorted(PAGES.glob("*.json"))]
+    replace_block("suites", in_readme(found))
+
+
+def in_readme(found: list[Headlines]) -> str:
+    text = (
+        f"Against all other methods at equal total bytes, in {len(found)} suites at five budgets "
+        "from a hundredth to a quarter of full tables, every method tuned with as many trials: "
+        f"{in_short(found, 'best other').rstrip('.').lower()}. Against full tables: "
+        f"{in_short(found, 'full').rstrip('.').lower()}. "
+        "[Where, by how much, and how it was measured](benchmarks/RESULTS.md)."
+    )
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def summary() -> str:
