@@ -1,11 +1,13 @@
 """Methods that learn from a stream, side by side: progressive evaluation on public events.
 
     python -m benchmarks.online.baselines --out FOLDER --data FOLDER [--processes 2]
-        [--data-sets NAME ...] [--methods NAME ...] [--batch-size 32] [--report-only]
+        [--data-sets NAME ...] [--methods NAME ...] [--batch-size 32] [--hindsight] [--report-only]
 
 Every method predicts a batch before it learns it, and all have the same batches. Settings are
 chosen from the method's grid on the first tenth of the stream alone: the best AUC over it, seed 0.
 Then the whole stream runs once for each of three seeds, and all events after the first tenth count.
+With --hindsight the whole grid runs over the whole stream, too: not a result, but what a luckier
+choice would have given.
 Jobs that are in `--out` already are kept, so a run that is stopped goes on. The table is written to
 summary-SIZE.md there.
 """
@@ -13,7 +15,7 @@ summary-SIZE.md there.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from benchmarks.online.streams import FIRST, read_events
 from celrec.errors import LossError
 from celrec.training.progressive import EventBatch, ProgressiveResult, progressive
 
+Take = Callable[[Mapping[str, Job]], dict[str, Any]]
 SEEDS = (0, 1, 2)
 TUNED_ON = 0.1
 SLICES = tuple(f"{side}_seen_under_{limit}" for side in ("users", "items") for limit in (5, 20))
@@ -37,16 +40,31 @@ def tune(
     """The AUC of all candidates over the first tenth of a stream, and the best of them."""
     events = read_events(data_set, data)
     beginning = events.slice(0, int(TUNED_ON * len(events)))
-    tried: list[dict[str, Any]] = []
-    for settings in candidates:
-        try:
-            result = run(method, settings, 0, beginning, events, batch_size, after=0.0)
-        except LossError as error:
-            tried.append({"settings": settings, "auc": 0.0, "failed": str(error)})
-        else:
-            tried.append({"settings": settings, **result.overall})
-    best = max(tried, key=lambda one: one["auc"])
-    return {"chosen": best["settings"], "tried": tried}
+    tried = [
+        attempt(method, settings, beginning, events, batch_size, after=0.0)
+        for settings in candidates
+    ]
+    return {"chosen": max(tried, key=auc_of)["settings"], "tried": tried}
+
+
+def attempt(
+    method: str,
+    settings: Settings,
+    events: EventBatch,
+    whole: EventBatch,
+    batch_size: int,
+    after: float,
+) -> dict[str, Any]:
+    """Figures of a setting with seed 0; an AUC of 0 where it fails."""
+    try:
+        result = run(method, settings, 0, events, whole, batch_size, after)
+    except LossError as error:
+        return {"settings": settings, "auc": 0.0, "failed": str(error)}
+    return {"settings": settings, **result.overall}
+
+
+def auc_of(tried: Mapping[str, Any]) -> float:
+    return float(tried["auc"])
 
 
 def score(
@@ -57,6 +75,18 @@ def score(
     result = run(method, settings, seed, events, events, batch_size, after=TUNED_ON)
     num_users, num_items = sizes(events)
     return {"num_users": num_users, "num_items": num_items, **result.as_dict()}
+
+
+def look_back(
+    data_set: str, method: str, candidates: Sequence[Settings], batch_size: int, data: Path
+) -> dict[str, Any]:
+    """The best settings of the whole stream, seed 0: what no choice beforehand can exceed."""
+    events = read_events(data_set, data)
+    tried = [
+        attempt(method, settings, events, events, batch_size, after=TUNED_ON)
+        for settings in candidates
+    ]
+    return max(tried, key=auc_of)
 
 
 def run(
@@ -100,22 +130,22 @@ def summary(results: dict[tuple[str, str], list[dict[str, Any]]], batch_size: in
             + ", ".join(f"{name} {any_run['slices'][name]['num_events']:,}" for name in SLICES)
             + ".",
             "",
-            "| method | AUC | log loss | user < 5 | user < 20 | item < 5 | item < 20 "
-            "| table bytes | state bytes | events/s | settings |",
+            "| method | AUC | in hindsight | log loss | user < 5 | user < 20 | item < 5 "
+            "| item < 20 | table bytes | state bytes | settings |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for method, found in of_set.items():
             slices = [figure([run["slices"][name]["auc"] for run in found]) for name in SLICES]
-            speed = np.mean([run["events_per_second"] for run in found])
+            hindsight = found[0].get("in_hindsight")
             chosen = settings_in_words(found[0]["settings"], METHODS[method].grid)
             cells = [
                 METHODS[method].title,
                 figure([run["overall"]["auc"] for run in found]),
+                "-" if hindsight is None else f"{hindsight['auc']:.4f}",
                 figure([run["overall"]["log_loss"] for run in found]),
                 *slices,
                 f"{found[0]['table_bytes']:,}",
                 f"{found[0]['state_bytes']:,}",
-                f"{speed:,.0f}",
                 chosen,
             ]
             lines.append(f"| {' | '.join(cells)} |")
@@ -145,24 +175,22 @@ def figure(values: list[float | None]) -> str:
     return f"{np.mean(known):.4f}" + (f" ± {np.std(known, ddof=1):.4f}" if len(known) > 1 else "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/online"))
-    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--data-sets", nargs="+", choices=list(FIRST), default=list(FIRST))
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--report-only", action="store_true", help="sum up what is there")
-    options = parser.parse_args()
-    size = options.batch_size
-    jobs = Jobs(options.out, options.processes)
-    take = jobs.kept if options.report_only else jobs.run
-    pairs = [(data_set, method) for data_set in options.data_sets for method in options.methods]
+def results_of(
+    pairs: Sequence[tuple[str, str]],
+    size: int,
+    data: Path,
+    take: Take,
+    take_hindsight: Take | None = None,
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """What every seed found, by stream and method.
+
+    size : of batches
+    take, take_hindsight : run jobs, or find what they left
+    """
     tuned = take(
         {
             f"{name}.{method}-{size}.tune": Job(
-                tune, (name, method, METHODS[method].grid, size), (options.data,)
+                tune, (name, method, METHODS[method].grid, size), (data,)
             )
             for name, method in pairs
         }
@@ -175,18 +203,45 @@ def main() -> None:
     found = take(
         {
             f"{name}.{method}-{size}.{seed}": Job(
-                score, (name, method, settings, seed, size), (options.data,)
+                score, (name, method, settings, seed, size), (data,)
             )
             for (name, method), settings in chosen.items()
             for seed in SEEDS
         }
     )
+    hindsight = (take_hindsight or take)(
+        {
+            f"{name}.{method}-{size}.best": Job(
+                look_back, (name, method, METHODS[method].grid, size), (data,)
+            )
+            for name, method in chosen
+        }
+    )
     results = {}
     for (name, method), settings in chosen.items():
         keys = [f"{name}.{method}-{size}.{seed}" for seed in SEEDS]
-        done = [found[key] | {"settings": settings} for key in keys if key in found]
-        if done:
+        more = {"settings": settings, "in_hindsight": hindsight.get(f"{name}.{method}-{size}.best")}
+        if done := [found[key] | more for key in keys if key in found]:
             results[name, method] = done
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/online"))
+    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--data-sets", nargs="+", choices=list(FIRST), default=list(FIRST))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--hindsight", action="store_true", help="whole grids on whole streams too")
+    parser.add_argument("--report-only", action="store_true", help="sum up what is there")
+    options = parser.parse_args()
+    size = options.batch_size
+    jobs = Jobs(options.out, options.processes)
+    take = jobs.kept if options.report_only else jobs.run
+    pairs = [(data_set, method) for data_set in options.data_sets for method in options.methods]
+    results = results_of(pairs, size, options.data, take, take if options.hindsight else jobs.kept)
     text = summary(results, size)
     (options.out / f"summary-{size}.md").write_text(text, encoding="utf-8")
     print(text)

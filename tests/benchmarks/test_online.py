@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.online import baselines
-from benchmarks.online.baselines import score, settings_in_words, summary, tune
+from benchmarks.online.baselines import look_back, score, settings_in_words, summary, tune
 from benchmarks.online.methods import METHODS, Method
 from benchmarks.online.streams import read_events
 from celrec.errors import DataError, LossError
@@ -102,7 +102,9 @@ def test_settings_are_chosen_on_the_first_tenth_and_the_rest_is_scored(
     }
     assert run["table_bytes"] == 200
     text = summary({("ml_100k", "oracle"): [run | {"settings": found["chosen"]}] * 3}, 8)
-    assert "| an oracle | 0.0000 ± 0.0000 | 1.3133 ± 0.0000 |" in text
+    assert "| an oracle | 0.0000 ± 0.0000 | - | 1.3133 ± 0.0000 |" in text
+    best = look_back("ml_100k", "oracle", settings, 8, Path())
+    assert (best["settings"], best["auc"]) == ({"sign": 1.0}, 1.0)
     assert "| undefined | undefined | 200 | 8 |" in text  # the one item is no longer rare
 
 
