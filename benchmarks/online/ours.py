@@ -22,7 +22,7 @@ class OursOnline:
     """Two online tables that take at most a part of what full tables with SparseAdam keep.
 
     part : 1/part of (width + 1) numbers of 4 bytes, three times, for each entity
-    settings : "lr", and options of OnlineRule
+    settings : "lr", "user_bias_precision", and options of OnlineRule
     """
 
     def __init__(
@@ -37,16 +37,17 @@ class OursOnline:
     ) -> None:
         blend_size, offset_dim = CODES[part]
         budget = (num_users + num_items) * (width + 1) * 4 * 3 // part
-        rule = {name: value for name, value in settings.items() if name != "lr"}
+        rule = dict(settings)
+        learning_rate, user_bias_precision = rule.pop("lr"), rule.pop("user_bias_precision")
+        of_users = OnlineRule(**{**rule, "bias_precision": user_bias_precision})
+        rules = {"user_embedding": of_users, "item_embedding": OnlineRule(**rule)}
 
         def factors(rows: int) -> OnlineFactors:
             users, items = (
                 OnlineEmbedding(n, width + 2, rows, blend_size=blend_size, offset_dim=offset_dim)
                 for n in (num_users, num_items)
             )
-            return OnlineFactors(
-                users, items, learning_rate=settings["lr"], rule=OnlineRule(**rule), seed=seed
-            )
+            return OnlineFactors(users, items, learning_rate=learning_rate, rule=rules, seed=seed)
 
         one, two = factors(1).nbytes, factors(2).nbytes
         rows = min(MOST_ROWS, 1 + (budget - one) // (two - one))

@@ -145,18 +145,15 @@ def test_sizes_are_checked(options: dict[str, int]) -> None:
         OnlineEmbedding(10, 4, 2, **options)
 
 
-def test_forgetting_makes_new_or_alike() -> None:
+def test_forgetting_makes_new() -> None:
     learner = small()
     for batch in planted_batches(20):
         learner.learn(batch)
     users = learner.tables["user_embedding"]
     before = users.to_dense()
     users.forget(torch.tensor([3, 4]))
-    users.forget(torch.tensor([5]), like=torch.tensor([6]))
     torch.testing.assert_close(users(torch.tensor([3])), users.newcomer().unsqueeze(0))
-    assert torch.equal(users.to_dense()[5], before[6])
-    assert float(users.counts[5]) == float(users.counts[6]) / 2
-    others = [0, 1, 2, *range(6, 30)]
+    others = [0, 1, 2, *range(5, 30)]
     assert torch.equal(users.to_dense()[others], before[others])
     with pytest.raises(EntityIdError):
         users.forget(torch.tensor([30]))
@@ -167,10 +164,14 @@ def test_forgetting_makes_new_or_alike() -> None:
 
 @torch.no_grad()
 def expected_codes(
-    table: OnlineEmbedding, ids: Tensor, gradients: Tensor, learner: OnlineLearner
+    table: OnlineEmbedding,
+    ids: Tensor,
+    gradients: Tensor,
+    rule: OnlineRule,
+    learner: OnlineLearner,
 ) -> dict[int, dict[str, Any]]:
     """What the module's head says a batch does to codes, an entity at a time, in float64."""
-    rule, live = learner.rule, table.num_clusters
+    live = table.num_clusters
     prior = table.prior().double()
     rows = table.weight.detach().double()
     curvature = table.curvature.double()
@@ -179,7 +180,7 @@ def expected_codes(
     curvature = curvature + rate * (gradients.double().square().mean(0) - curvature)
     entities = ids.unique()
     codes = table.codes_of(entities)
-    explorers = _explorers(_started(codes, prior.float()), table, learner)
+    explorers = _explorers(_started(codes, prior.float()), table, rule.num_explorers, learner)
     blends = table.blends(codes, table.shares(codes)).double()
     found = {}
     for line, entity in enumerate(entities.tolist()):
@@ -226,6 +227,9 @@ def expected_codes(
 @pytest.mark.parametrize("seed", range(5))
 def test_a_batch_changes_codes_as_the_reference_says(seed: int) -> None:
     learner = small(seed=seed, memory=0.9, temperature=0.7)
+    learner.rules["item_embedding"] = OnlineRule(
+        split_after=20, num_explorers=1, bias_precision=4.0, precision=1.5
+    )
     *warm_up, last = planted_batches(40, seed=seed)
     for batch in warm_up:
         learner.learn(batch)
@@ -241,8 +245,8 @@ def test_a_batch_changes_codes_as_the_reference_says(seed: int) -> None:
     logits = BiasedMF(*rows)(lines, lines)
     binary_cross_entropy_with_logits(logits, labels, reduction="sum").backward()
     wanted = [
-        expected_codes(table, ids, row.weight.grad, learner)
-        for table, ids, row in zip(tables.values(), (users, items), rows, strict=True)
+        expected_codes(table, ids, row.weight.grad, learner.rules[name], learner)
+        for (name, table), ids, row in zip(tables.items(), (users, items), rows, strict=True)
     ]
     learner.learn(last)
     for table, entities in zip(tables.values(), wanted, strict=True):
@@ -267,7 +271,7 @@ def test_rows_take_the_gradient_of_the_mean_loss() -> None:
     losses = binary_cross_entropy_with_logits(other(*batch[:2]), batch[2])
     losses.backward()
     learner.optimizer = torch.optim.SGD(learner.model.parameters(), lr=0.1)
-    learner.rule = OnlineRule(split_after=10**6)
+    learner.rules = dict.fromkeys(learner.tables, OnlineRule(split_after=10**6))
     before = {name: table.weight.detach().clone() for name, table in learner.tables.items()}
     learner.learn(batch)
     for name, table in learner.tables.items():
@@ -332,6 +336,8 @@ def test_look_ups_without_samples_are_refused() -> None:
     assert table.counts.tolist() == [0, 0, 0, 0, 2, 1, 1, 0, 0]
     with pytest.raises(ArgumentError, match="nobody"):
         OnlineLearner(table, optimizer, loss, sample_of={"nobody": lambda flat: flat})
+    with pytest.raises(ArgumentError, match="nobody"):
+        OnlineLearner(table, optimizer, loss, {"nobody": OnlineRule()})
     with pytest.raises(ArgumentError, match="no OnlineEmbedding"):
         OnlineLearner(nn.Linear(2, 2), optimizer, loss)
 
@@ -448,7 +454,7 @@ def test_a_split_goes_along_the_direction_of_gradients() -> None:
     users.served[0] = 50
     moments = learner.optimizer.state[users.weight]["exp_avg"]
     moments[0] = 7
-    learner._split(users)
+    learner._split(users, learner.rules["user_embedding"])
     assert users.num_clusters == 2
     torch.testing.assert_close(users.weight[0].detach(), row - 0.25 * direction)
     torch.testing.assert_close(users.weight[1].detach(), row + 0.25 * direction)
@@ -464,13 +470,13 @@ def test_where_no_row_is_left_an_idle_one_is_given_up() -> None:
     users.load[:] = torch.tensor([50.0, 40.0, 20.0])
     users.served[0] = 30
     before = users.weight.detach().clone()
-    learner._split(users)  # all are busy
+    learner._split(users, learner.rules["user_embedding"])  # all are busy
     assert (learner.num_splits, learner.num_given_up) == (0, 0)
     assert torch.equal(users.weight, before)
     assert float(users.served[0]) == 0
     users.load[2] = 0.1
     users.served[0] = 30
-    learner._split(users)
+    learner._split(users, learner.rules["user_embedding"])
     assert (learner.num_splits, learner.num_given_up) == (1, 1)
     assert torch.equal(users.weight[1], before[1])
     assert not torch.equal(users.weight[2], before[2])
@@ -502,7 +508,7 @@ def test_explorers_are_all_clusters_in_turn() -> None:
     drawn = set()
     for _ in range(20):
         learner.num_events += 16
-        drawn |= set(_explorers(held, users, learner)[:, 1].tolist())
+        drawn |= set(_explorers(held, users, 2, learner)[:, 1].tolist())
     assert drawn == {0, 1, 2, 3}
 
 

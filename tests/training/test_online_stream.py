@@ -68,7 +68,7 @@ def test_learning_predicts_first_and_predicting_changes_nothing() -> None:
     assert not torch.equal(learner.predict(again), predicted)
 
 
-def test_an_id_that_gets_a_slot_starts_as_its_bucket_was() -> None:
+def test_an_id_that_gets_a_slot_starts_as_a_newcomer() -> None:
     learner = learner_of(planted_events(400))
     twice = [Event("new", "i1", 1.0)]
     in_bucket = learner.predict(twice)
@@ -77,7 +77,10 @@ def test_an_id_that_gets_a_slot_starts_as_its_bucket_was() -> None:
     assert learner.slots["user"].find(["new"])[0] == before >= TINY.sizes()["user"].capacity
     after_one = learner.predict(twice)
     assert after_one > in_bucket
-    assert torch.equal(learner.learn(twice), after_one)  # its own slot now, the bucket's code
+    users, items = learner.tables.values()
+    user, item = users.newcomer(), items(torch.from_numpy(learner.slots["item"].find(["i1"])))[0]
+    logit = learner.factors.model.offset + user[-2] + item[-1] + user[:-2] @ item[:-2]
+    torch.testing.assert_close(learner.learn(twice)[0], logit.detach())
     assert learner.slots["user"].find(["new"])[0] < TINY.sizes()["user"].capacity
 
 

@@ -86,6 +86,7 @@ class OnlineLearner:
     model : any module; its other parameters learn through the optimizer, too
     optimizer : over the model's parameters; rows and all else take its step, on the mean loss
     per_sample_loss : batch -> losses in nats, (B,)
+    rule : of all tables, or by the name of a table; tables without one have `OnlineRule()`
     sample_of : by the name of a table, for look-ups whose first axis is not the sample
     seed : of the explorers. They depend on it and on the number of the event, on nothing else
 
@@ -104,7 +105,7 @@ class OnlineLearner:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         per_sample_loss: PerSampleLoss,
-        rule: OnlineRule | None = None,
+        rule: OnlineRule | Mapping[str, OnlineRule] | None = None,
         *,
         sample_of: Mapping[str, SampleOf] | None = None,
         seed: int = 0,
@@ -112,7 +113,6 @@ class OnlineLearner:
         self.model = model
         self.optimizer = optimizer
         self.per_sample_loss = per_sample_loss
-        self.rule = OnlineRule() if rule is None else rule
         self.sample_of = dict(sample_of or {})
         self.seed = seed
         self.num_events = 0
@@ -127,10 +127,14 @@ class OnlineLearner:
             raise ArgumentError(
                 "the model has no OnlineEmbedding; give its layers one where it has nn.Embedding"
             )
-        if unknown := set(self.sample_of) - set(self.tables):
-            raise ArgumentError(
-                f"sample_of names {sorted(unknown)}, but the tables are {sorted(self.tables)}"
-            )
+        named = {} if rule is None or isinstance(rule, OnlineRule) else dict(rule)
+        for argument, names in (("sample_of", self.sample_of), ("rule", named)):
+            if unknown := set(names) - set(self.tables):
+                raise ArgumentError(
+                    f"{argument} names {sorted(unknown)}, but the tables are {sorted(self.tables)}"
+                )
+        default = rule if isinstance(rule, OnlineRule) else OnlineRule()
+        self.rules = {name: named.get(name, default) for name in self.tables}
 
     def learn(self, batch: Any) -> None:
         """Learn from a batch of events; their order within it does not matter.
@@ -156,7 +160,7 @@ class OnlineLearner:
             )
         losses.mean().backward()
         changes = [
-            _Change.of(table, look_ups, len(losses), self)
+            _Change.of(table, look_ups, len(losses), self.rules[name], self)
             for name, table in self.tables.items()
             if (look_ups := probes[name].take())
         ]
@@ -166,14 +170,14 @@ class OnlineLearner:
         self.num_events += len(losses)
         for change in changes:
             change.commit()
-            self._split(change.table)
+            self._split(change.table, change.rule)
 
     @torch.no_grad()
-    def _split(self, table: OnlineEmbedding) -> None:
+    def _split(self, table: OnlineEmbedding, rule: OnlineRule) -> None:
         """Split the cluster that has served most since it was split, if that is enough."""
         live = table.num_clusters
         parent = int(table.served[:live].argmax())
-        if table.served[parent] < self.rule.split_after or table.max_clusters == 1:
+        if table.served[parent] < rule.split_after or table.max_clusters == 1:
             return
         if live < table.max_clusters:
             child = live
@@ -184,7 +188,7 @@ class OnlineLearner:
                 table.served[parent] = 0  # ask again when it has served as much once more
                 return
             self.num_given_up += 1
-        step = self.rule.spread * table.direction[parent]
+        step = rule.spread * table.direction[parent]
         table.weight[child] = table.weight[parent] + step
         table.weight[parent] -= step
         copy_optimizer_rows(self.optimizer, table.weight, [(parent, child)])
@@ -218,6 +222,7 @@ class _Change:
     """
 
     table: OnlineEmbedding
+    rule: OnlineRule
     entities: Tensor
     codes: OnlineCodes
     row_gradient: Tensor
@@ -231,9 +236,14 @@ class _Change:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, table: OnlineEmbedding, look_ups: list[LookUp], num_samples: int, owner: OnlineLearner
+        cls,
+        table: OnlineEmbedding,
+        look_ups: list[LookUp],
+        num_samples: int,
+        rule: OnlineRule,
+        owner: OnlineLearner,
     ) -> Self:
-        rule, live = owner.rule, table.num_clusters
+        live = table.num_clusters
         ids, gradient = _per_event(look_ups, num_samples, table)
         entities, place, num_seen = ids.unique(return_inverse=True, return_counts=True)
         old = table.codes_of(entities)
@@ -248,7 +258,8 @@ class _Change:
 
         held = _started(old, prior)
         faded = rule.memory**num_seen
-        candidates = torch.cat([held.clusters, _explorers(held, table, owner)], 1)
+        explorers = _explorers(held, table, rule.num_explorers, owner)
+        candidates = torch.cat([held.clusters, explorers], 1)
         distance = table.weight.index_select(0, candidates.flatten())
         distance = distance.view(*candidates.shape, table.embedding_dim) - blends.unsqueeze(1)
         # s of every event and candidate, (L, m + e)
@@ -270,6 +281,7 @@ class _Change:
         projection = (gradient * table.direction[top]).sum(1, keepdim=True)
         return cls(
             table=table,
+            rule=rule,
             entities=entities,
             codes=OnlineCodes(clusters, log_weights, offsets, counts),
             row_gradient=rows / num_samples,
@@ -330,9 +342,11 @@ def _started(codes: OnlineCodes, prior: Tensor) -> OnlineCodes:
     return OnlineCodes(clusters, log_weights, codes.offsets, codes.counts)
 
 
-def _explorers(held: OnlineCodes, table: OnlineEmbedding, owner: OnlineLearner) -> Tensor:
+def _explorers(
+    held: OnlineCodes, table: OnlineEmbedding, num_explorers: int, owner: OnlineLearner
+) -> Tensor:
     """Clusters to try, int64 (U, e): the relative of the heaviest one, and any others."""
-    num_entities, num_explorers = len(held.clusters), owner.rule.num_explorers
+    num_entities = len(held.clusters)
     relative = table.relative[held.clusters[:, :1]]
     keys = torch.arange(num_entities * num_explorers, device=relative.device)
     keys += (owner.num_events + 1) * 0x9E3779B9 + owner.seed * 0x85EBCA6B

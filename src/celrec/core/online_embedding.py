@@ -237,23 +237,15 @@ class OnlineEmbedding(nn.Module):
         self.counts[entities] = codes.counts.half()
 
     @torch.no_grad()
-    def forget(self, entities: Tensor, like: Tensor | None = None) -> None:
-        """Make entities new, or copies of others.
+    def forget(self, entities: Tensor) -> None:
+        """Make entities new: they have the prior's mean row again.
 
-        entities : int64 (U,), each once
-        like : int64 (U,), entities whose codes they start with; counts are halved, for what was
-            learned of somebody else is worth less
+        entities : int64 (U,)
         raises : EntityIdError
         """
         self.check_ids(entities)
-        if like is None:
-            for part in (self.clusters, self.log_weights, self.offsets, self.counts):
-                part[entities] = 0
-            return
-        self.check_ids(like)
-        for part in (self.clusters, self.log_weights, self.offsets):
-            part[entities] = part[like]
-        self.counts[entities] = self.counts[like] / 2
+        for part in (self.clusters, self.log_weights, self.offsets, self.counts):
+            part[entities] = 0
 
     # --- to a table that learns in rounds, and back ------------------------------------------
 

@@ -30,13 +30,11 @@ class Observed(NamedTuple):
     slots : int64 (n,)            the slot each event uses
     admitted_slots : int64 (k,)   slots given to an id in this batch, in order, no two equal. Some
         were unused, others taken from an evicted id: what the caller keeps for any of them starts
-        anew, best as a copy of what it keeps for `admitted_from`.
-    admitted_from : int64 (k,)    the bucket's slot that each of these ids used before
+        anew.
     """
 
     slots: np.ndarray
     admitted_slots: np.ndarray
-    admitted_from: np.ndarray
 
 
 class SlotMap:
@@ -65,7 +63,7 @@ class SlotMap:
 
     >>> users = SlotMap(2, num_buckets=1)
     >>> users.observe([70, -5, 70])
-    Observed(slots=array([2, 2, 0]), admitted_slots=array([0]), admitted_from=array([2]))
+    Observed(slots=array([2, 2, 0]), admitted_slots=array([0]))
     >>> users.find([70, -5])
     array([0, 2])
     """
@@ -208,9 +206,9 @@ class SlotMap:
         seen, recent = self._seen.data, self._recent.data
         slots = []
         slot_of: dict[tuple[int, int], int] = {}  # ids admitted in this batch
-        came_from: dict[int, int] = {}  # their slots, each with its id's bucket
+        admitted: dict[int, None] = {}  # their slots, in order
         for number, (slot, low, high, bucket) in enumerate(events, self._num_events):
-            if slot < 0 or slot in came_from:  # in the latter case it was taken from this id
+            if slot < 0 or slot in admitted:  # in the latter case it was taken from this id
                 slot = slot_of.get((low, high), -1)
             if slot >= 0:
                 if seen[slot] < _MAX_SEEN:
@@ -219,13 +217,11 @@ class SlotMap:
                 slot = self._see_unadmitted(low, high)
                 if slot >= 0:
                     slot_of[low, high] = slot
-                    came_from[slot] = bucket
+                    admitted[slot] = None
             recent[number % self.max_batch] = slot
             slots.append(slot if slot >= 0 else bucket)
         self._num_events += num
-        return Observed(
-            *(np.array(list(x), np.int64) for x in (slots, came_from, came_from.values()))
-        )
+        return Observed(np.array(slots, np.int64), np.array(list(admitted), np.int64))
 
     def admit(self, ids: Iterable[Any] | np.ndarray) -> np.ndarray:
         """Give each id a slot at once, as for the entities of a model trained before.

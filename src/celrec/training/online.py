@@ -300,11 +300,11 @@ class StreamLearner:
         }
 
     def _observe(self, side: str, ids: list[str] | np.ndarray) -> Tensor:
-        """The slots of a batch's ids; those that are new to their slot start as in their bucket."""
+        """The slots of a batch's ids; those that are new to their slot start as newcomers."""
         observed = self.slots[side].observe(ids)
         if len(observed.admitted_slots):
             admitted = torch.from_numpy(observed.admitted_slots)
-            self.tables[side].forget(admitted, like=torch.from_numpy(observed.admitted_from))
+            self.tables[side].forget(admitted)
             self._means.forget(side, admitted)
         return torch.from_numpy(observed.slots)
 

@@ -24,7 +24,7 @@ class OnlineFactors:
 
     users, items : tables of one width, the last two numbers of which are biases
     learning_rate : > 0, of AdamW on their rows
-    rule : how codes learn
+    rule : how codes learn, or by the names "user_embedding" and "item_embedding"
     seed : of the rows at the start, whose biases are zero, and of explorers
 
     >>> users, items = OnlineEmbedding(9, 6, 2), OnlineEmbedding(5, 6, 2)
@@ -42,7 +42,7 @@ class OnlineFactors:
         items: OnlineEmbedding,
         *,
         learning_rate: float = 0.01,
-        rule: OnlineRule | None = None,
+        rule: OnlineRule | Mapping[str, OnlineRule] | None = None,
         seed: int = 0,
     ) -> None:
         self.tables = (users, items)
