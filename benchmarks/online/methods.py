@@ -87,7 +87,10 @@ def river_fm(num_users: int, num_items: int, settings: Settings, seed: int) -> O
 HASHED_GRID = grid(lr=(0.01, 0.03, 0.1), l2=(0.0, 0.03, 0.1))
 
 OUR_GRID = grid(
-    lr=(0.005, 0.01), bias_precision=(0.7, 1.5), user_bias_precision=(1.5, 5.0), split_after=(2000,)
+    lr=(0.005, 0.01),
+    bias_precision=(0.7, 1.5),
+    user_bias_precision=(1.5, 5.0),
+    split_after=(2000,),
 )
 
 METHODS: dict[str, Method] = {

@@ -13,6 +13,8 @@ from celrec.training.online_factors import OnlineFactors
 from celrec.training.progressive import EventBatch
 
 MOST_ROWS = 64
+USER_SMOOTHING = 2
+ITEM_MEMORY = 0.995
 
 CODES = {5: (8, 20), 10: (4, 10), 20: (2, 4)}
 """Clusters of a code, and numbers of an offset, where tables may take 1/5, 1/10 and 1/20."""
@@ -40,13 +42,16 @@ class OursOnline:
         rule = dict(settings)
         learning_rate, user_bias_precision = rule.pop("lr"), rule.pop("user_bias_precision")
         of_users = OnlineRule(**{**rule, "bias_precision": user_bias_precision})
-        rules = {"user_embedding": of_users, "item_embedding": OnlineRule(**rule)}
+        rules = {
+            "user_embedding": of_users,
+            "item_embedding": OnlineRule(**rule, memory=ITEM_MEMORY),
+        }
 
         def factors(rows: int) -> OnlineFactors:
-            users, items = (
-                OnlineEmbedding(n, width + 2, rows, blend_size=blend_size, offset_dim=offset_dim)
-                for n in (num_users, num_items)
-            )
+            sizes = {"embedding_dim": width + 2, "max_clusters": rows}
+            sizes |= {"blend_size": blend_size, "offset_dim": offset_dim}
+            users = OnlineEmbedding(num_users, **sizes, smoothing=USER_SMOOTHING)
+            items = OnlineEmbedding(num_items, **sizes)
             return OnlineFactors(users, items, learning_rate=learning_rate, rule=rules, seed=seed)
 
         one, two = factors(1).nbytes, factors(2).nbytes

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from celrec import ClusteredEmbedding, OnlineEmbedding, OnlineLearner, OnlineRule
 from celrec.core.online import _explorers, _started
+from celrec.core.online_embedding import OnlineCodes
 from celrec.errors import (
     ArgumentError,
     CelrecError,
@@ -44,8 +45,9 @@ def learner_of(
 def small(max_clusters: int = 4, seed: int = 0, **options: Any) -> OnlineLearner:
     torch.manual_seed(seed)
     rule = {"split_after": 20, **options}
-    tables = [OnlineEmbedding(n, 6, max_clusters, blend_size=2, offset_dim=3) for n in (30, 20)]
-    return learner_of(*tables, **rule)
+    shape = {"embedding_dim": 6, "max_clusters": max_clusters, "blend_size": 2, "offset_dim": 3}
+    users, items = OnlineEmbedding(30, **shape, smoothing=1.5), OnlineEmbedding(20, **shape)
+    return learner_of(users, items, **rule)
 
 
 def planted_batches(
@@ -138,11 +140,43 @@ def test_ids_are_checked(ids: Tensor, error: type[CelrecError]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"blend_size": 0}, {"blend_size": 65}, {"offset_dim": 5}, {"offset_dim": -1}],
+    [
+        {"blend_size": 0},
+        {"blend_size": 65},
+        {"offset_dim": 5},
+        {"offset_dim": -1},
+        {"num_biases": 5},
+        {"smoothing": -0.5},
+    ],
 )
 def test_sizes_are_checked(options: dict[str, int]) -> None:
     with pytest.raises(ArgumentError):
         OnlineEmbedding(10, 4, 2, **options)
+
+
+def test_smoothing_takes_factors_of_blends_and_no_offsets_or_biases() -> None:
+    plain = OnlineEmbedding(10, 6, 4, blend_size=2, offset_dim=3)
+    smooth = OnlineEmbedding(10, 6, 4, blend_size=2, offset_dim=3, num_biases=2, smoothing=2)
+    everybody = torch.arange(10)
+    plain.num_live.fill_(4)
+    counts = torch.tensor([0, 1, 2, 6, 0, 0, 0, 0, 0, 198.0])
+    clusters, log_weights = torch.randint(4, (10, 2)), -torch.rand(10, 2)
+    plain.commit(everybody, OnlineCodes(clusters, log_weights, torch.zeros(10, 3), counts))
+    smooth.load_state_dict(plain.state_dict())
+    known = torch.tensor([0, 1 / 3, 1 / 2, 3 / 4, 0, 0, 0, 0, 0, 0.99])
+    wanted = plain.to_dense()
+    wanted[:, :4] *= known.unsqueeze(1)
+    torch.testing.assert_close(smooth.to_dense(), wanted)
+    torch.testing.assert_close(smooth.newcomer(), wanted[0])
+    for table in (plain, smooth):
+        codes = table.codes_of(everybody)
+        codes.offsets[:, 0] = 3.0  # a factor
+        before = table.to_dense()
+        table.commit(everybody, codes)
+        moved = table.to_dense() - before
+        torch.testing.assert_close(moved[:, 3], torch.full((10,), 3.0))
+        moved[:, 3] = 0
+        assert not moved.any()
 
 
 def test_forgetting_makes_new() -> None:
@@ -214,7 +248,7 @@ def expected_codes(
         n = min(count * faded + len(own), 2048)
         last = slice(table.embedding_dim - table.offset_dim, None)
         precision = torch.full((table.offset_dim,), rule.precision, dtype=torch.float64)
-        precision[-rule.num_biases :] = rule.bias_precision
+        precision[-table.num_biases :] = rule.bias_precision
         step = own.sum(0)[last] / (precision + n * curvature[last])
         found[entity] = {
             "weights": {k: max(scores[k] - top, -30.0) for k in best},
@@ -552,8 +586,8 @@ def test_a_stream_goes_back_to_rounds() -> None:
     spread = float(users.weight.detach().std())
     torch.testing.assert_close(table.to_dense(), users.to_dense(), atol=0.25 * spread, rtol=0.05)
     assert table.num_clusters == users.num_clusters
-    again = OnlineEmbedding.from_clustered(table, torch.ones(30), offset_dim=3)
-    torch.testing.assert_close(again.to_dense(), table.to_dense(), atol=5e-3, rtol=5e-3)
+    again = OnlineEmbedding.from_clustered(table, users.counts, offset_dim=3, smoothing=1.5)
+    torch.testing.assert_close(again.to_dense(), table.to_dense(), atol=0.02, rtol=0.05)
 
 
 @pytest.mark.parametrize(

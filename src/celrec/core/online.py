@@ -46,8 +46,7 @@ class OnlineRule:
 
     temperature : > 0, divides the evidence on clusters
     precision : > 0, of the prior of offsets: the larger, the slower they leave zero
-    bias_precision : > 0, the same for biases, the last `num_biases` numbers of a vector
-    num_biases : >= 0
+    bias_precision : > 0, the same for biases
     memory : in (0, 1], what log-weights and the count of an entity keep at each of its events
     num_explorers : >= 0, clusters tried for an entity in each batch, beside its own
     split_after : >= 1, events that a cluster serves before it is split
@@ -57,7 +56,6 @@ class OnlineRule:
     temperature: float = 1.0
     precision: float = 3.0
     bias_precision: float = 1.0
-    num_biases: int = 2
     memory: float = 0.99
     num_explorers: int = 2
     split_after: int = 500
@@ -67,16 +65,15 @@ class OnlineRule:
         check_number("temperature", self.temperature, above=0)
         check_number("precision", self.precision, above=0)
         check_number("bias_precision", self.bias_precision, above=0)
-        check_count("num_biases", self.num_biases)
         check_number("memory", self.memory, above=0, at_most=1)
         check_count("num_explorers", self.num_explorers)
         check_count("split_after", self.split_after, at_least=1)
         check_number("spread", self.spread, above=0)
 
-    def precisions(self, like: Tensor) -> Tensor:
+    def precisions(self, table: OnlineEmbedding) -> Tensor:
         """Of the prior of offsets, (P,)."""
-        precision = torch.full_like(like, self.precision)
-        precision[max(0, len(like) - self.num_biases) :] = self.bias_precision
+        precision = torch.full_like(table.curvature[: table.offset_dim], self.precision)
+        precision[max(0, table.offset_dim - table.num_biases) :] = self.bias_precision
         return precision
 
 
@@ -251,10 +248,12 @@ class _Change:
         blends, prior = table.blends(old, shares), table.prior()
         total = _sums(gradient, place, len(entities))  # (U, D)
 
-        weighed = shares.masked_fill(old.is_new.unsqueeze(1), 0).unsqueeze(2) * total.unsqueeze(1)
+        of_blends = table.smoothed(total, old.counts)
+        weighed = shares.masked_fill(old.is_new.unsqueeze(1), 0)
+        weighed = weighed.unsqueeze(2) * of_blends.unsqueeze(1)
         rows = torch.zeros_like(table.weight)
         rows.index_add_(0, old.clusters.flatten(), weighed.flatten(0, 1))
-        rows[:live] += prior.unsqueeze(1) * total[old.is_new].sum(0)
+        rows[:live] += prior.unsqueeze(1) * of_blends[old.is_new].sum(0)
 
         held = _started(old, prior)
         faded = rule.memory**num_seen
@@ -274,7 +273,7 @@ class _Change:
         if len(ids):
             curvature = torch.lerp(curvature, gradient.square().mean(0), rate)
         last = slice(table.embedding_dim - table.offset_dim, None)
-        precision = rule.precisions(curvature[last]) + counts.unsqueeze(1) * curvature[last]
+        precision = rule.precisions(table) + counts.unsqueeze(1) * curvature[last]
         offsets = old.offsets - total[:, last] / precision
 
         top = clusters[:, 0][place]

@@ -5,7 +5,9 @@ An entity's vector is a blend of a few rows and an offset of its own in the vect
     x_e = sum_i q_i w_k(i) + (0, o_e),    q_i proportional to prior_k(i) exp(l_i)
 
 Its code is all that is kept of it: m clusters k(i), their log-weights l, the offset o, and a count
-of its events. Entities without events have the prior's mean row.
+n of its events. Entities without events have the prior's mean row. With smoothing, the factors of
+the sum (all numbers but biases) count n / (n + smoothing) times: hardly anything is known of who
+was hardly met.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from celrec.core.embedding import ClusteredEmbedding
 from celrec.core.memory import TableMemory
 from celrec.core.personal import PersonalPlan
 from celrec.core.recording import GradientProbe
-from celrec.errors import ArgumentError, DtypeError, EntityIdError, check_count
+from celrec.errors import ArgumentError, DtypeError, EntityIdError, check_count, check_number
 
 _LARGEST_HALF = 65504.0
 
@@ -54,7 +56,12 @@ class OnlineEmbedding(nn.Module):
     max_clusters : K_max >= 1, rows
     blend_size : m in [1, 64], clusters of a code
     offset_dim : P in [0, D], last numbers of a vector in which an entity has an offset; by default
-        10, or D if that is less. Models keep biases there, `BiasedMF` two
+        10, or D if that is less
+    num_biases : in [0, D], last numbers that are biases; by default 2 as in `BiasedMF`, or D if
+        that is less
+    smoothing : >= 0, events that the factors of newcomers, 0, count for against what is known of
+        an entity; at 0 they are those of the mean row, for newcomers alone. At most one of two
+        tables whose factors are multiplied should have it: where both are 0, neither learns
 
     An entity takes m bytes for clusters (2 m from 257 rows on), 2 m for log-weights, 2 P for
     offsets and 2 for its count: 34 by default.
@@ -85,6 +92,8 @@ class OnlineEmbedding(nn.Module):
         *,
         blend_size: int = 4,
         offset_dim: int | None = None,
+        num_biases: int | None = None,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_embeddings = n = check_count("num_embeddings", num_embeddings, at_least=2)
@@ -93,6 +102,9 @@ class OnlineEmbedding(nn.Module):
         self.blend_size = m = check_count("blend_size", blend_size, at_least=1, at_most=MAX_BLEND)
         offset_dim = min(d, 10) if offset_dim is None else offset_dim
         self.offset_dim = check_count("offset_dim", offset_dim, at_most=d)
+        num_biases = min(d, 2) if num_biases is None else num_biases
+        self.num_biases = check_count("num_biases", num_biases, at_most=d)
+        self.smoothing = check_number("smoothing", smoothing, at_least=0)
         self.probe: GradientProbe | None = None
         self.weight = nn.Parameter(torch.empty(k, d))
         # Of entities.
@@ -138,7 +150,10 @@ class OnlineEmbedding(nn.Module):
         return load / load.sum()
 
     def newcomer(self) -> Tensor:
-        """The vector of an entity without events, (D,): the mean row under the prior."""
+        """The vector of an entity without events, (D,): the mean row under the prior, smoothed."""
+        return self.smoothed(self._mean_row().unsqueeze(0), self.counts.new_zeros(1))[0]
+
+    def _mean_row(self) -> Tensor:
         return self.prior() @ self.weight[: self.num_clusters]
 
     def memory(self) -> TableMemory:
@@ -220,7 +235,16 @@ class OnlineEmbedding(nn.Module):
         rows = self.weight.index_select(0, codes.clusters.flatten())
         rows = rows.view(*codes.clusters.shape, self.embedding_dim)
         blends = torch.bmm(shares.unsqueeze(1), rows).squeeze(1)
-        return torch.where(codes.is_new.unsqueeze(1), self.newcomer(), blends)
+        blends = torch.where(codes.is_new.unsqueeze(1), self._mean_row(), blends)
+        return self.smoothed(blends, codes.counts)
+
+    def smoothed(self, vectors: Tensor, counts: Tensor) -> Tensor:
+        """Vectors (U, D) of entities with these counts (U,), factors n / (n + smoothing) times."""
+        if not self.smoothing:
+            return vectors
+        known = counts / (counts + self.smoothing)
+        first = self.embedding_dim - self.num_biases
+        return torch.cat([vectors[:, :first] * known.unsqueeze(1), vectors[:, first:]], 1)
 
     def with_offsets(self, blends: Tensor, offsets: Tensor) -> Tensor:
         first = self.embedding_dim - self.offset_dim
@@ -258,13 +282,15 @@ class OnlineEmbedding(nn.Module):
         *,
         max_clusters: int | None = None,
         offset_dim: int | None = None,
+        num_biases: int | None = None,
+        smoothing: float = 0.0,
     ) -> Self:
         """Go on learning, from a stream, what was trained in rounds.
 
         table : with hard or blended codes; of personal vectors the last P numbers are kept
         counts : (N,), >= 0, events that each entity was trained on; one without is new
         max_clusters : K_max, at least the clusters of the table; by default its own K_max
-        offset_dim : P, as in `OnlineEmbedding`
+        offset_dim, num_biases, smoothing : as in `OnlineEmbedding`
         raises : ArgumentError for counts of another shape, too few rows, a padding entity, or
             additive codes
         """
@@ -290,6 +316,8 @@ class OnlineEmbedding(nn.Module):
             max_clusters,
             blend_size=table.blend_size,
             offset_dim=offset_dim,
+            num_biases=num_biases,
+            smoothing=smoothing,
         ).to(table.weight.device)
         everybody = torch.arange(table.num_embeddings, device=table.weight.device)
         clusters, shares = table.code_of(everybody)
@@ -306,10 +334,10 @@ class OnlineEmbedding(nn.Module):
         log_weights = shares.log() - made.prior().log()[clusters]
         log_weights = log_weights - log_weights.amax(1, keepdim=True)
         blends = made.blends(
-            OnlineCodes(clusters, log_weights, made.offsets.float(), torch.ones(len(everybody))),
-            shares,
+            OnlineCodes(clusters, log_weights, made.offsets.float(), counts.float()), shares
         )
         offsets = (table.to_dense() - blends)[:, made.embedding_dim - made.offset_dim :]
+        offsets[counts == 0] = 0
         made.commit(everybody, OnlineCodes(clusters, log_weights, offsets, counts.float()))
         return made
 
@@ -317,8 +345,8 @@ class OnlineEmbedding(nn.Module):
     def to_clustered(self) -> ClusteredEmbedding:
         """A table with blended codes and personal vectors, to train in rounds, freeze and serve.
 
-        Weights are rounded to four bits and offsets to eight. Entities without events get the
-        clusters of largest prior.
+        Weights are rounded to four bits; offsets, with what smoothing took, to eight. Entities
+        without events get the clusters of largest prior.
         """
         everybody = torch.arange(self.num_embeddings, device=self.weight.device)
         codes = self.codes_of(everybody)
@@ -336,11 +364,9 @@ class OnlineEmbedding(nn.Module):
             freeze=False,
             max_clusters=max(2, self.max_clusters),
         )
-        if self.offset_dim:
-            offsets = torch.zeros(self.num_embeddings, self.embedding_dim)
-            offsets[:, self.embedding_dim - self.offset_dim :] = codes.offsets
-            met = (~codes.is_new).nonzero().flatten()
-            table.commit_personal(PersonalPlan(met, offsets[met]))
+        if self.offset_dim or self.smoothing:
+            own = everybody if self.smoothing else (~codes.is_new).nonzero().flatten()
+            table.commit_personal(PersonalPlan(own, self.look_up(own) - table(own).detach()))
         return table
 
 

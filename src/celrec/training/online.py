@@ -65,6 +65,7 @@ class StreamSettings:
     blend : 1..64 clusters of a code
     offset_dim : last numbers of a vector, biases first, that have an offset of the entity's own;
         None: 10, or all if they are fewer
+    user_smoothing : >= 0, events that factors of 0 count for against what is known of a user
     learning_rate : > 0, of AdamW on the rows
     batch_size : >= 1 events that are predicted, and then learned, together
     max_bytes : of both tables with all that is learned by them: rows, their optimizer's state,
@@ -83,6 +84,7 @@ class StreamSettings:
     rows: int = 32
     blend: int = 4
     offset_dim: int | None = None
+    user_smoothing: float = 2.0
     learning_rate: float = 0.01
     batch_size: int = 32
     max_bytes: int = 10_000_000
@@ -100,6 +102,7 @@ class StreamSettings:
         check_count("blend", self.blend, at_least=1, at_most=64)
         if self.offset_dim is not None:
             check_count("offset_dim", self.offset_dim, at_most=self.vector_width)
+        check_number("user_smoothing", self.user_smoothing, at_least=0)
         check_number("learning_rate", self.learning_rate, above=0)
         check_count("batch_size", self.batch_size, at_least=1, at_most=2**20)
         check_count("max_bytes", self.max_bytes, at_least=1)
@@ -122,7 +125,7 @@ class StreamSettings:
         """D, with the columns of biases."""
         return BiasedMF.layer_widths(self.width)["user_embedding"]
 
-    def table(self, num_slots: int) -> OnlineEmbedding:
+    def table(self, num_slots: int, smoothing: float = 0.0) -> OnlineEmbedding:
         """A new table for so many entities."""
         offset_dim = min(self.vector_width, 10) if self.offset_dim is None else self.offset_dim
         return OnlineEmbedding(
@@ -131,6 +134,7 @@ class StreamSettings:
             self.rows,
             blend_size=self.blend,
             offset_dim=offset_dim,
+            smoothing=smoothing,
         )
 
     def slot_bytes(self) -> int:
@@ -168,7 +172,11 @@ class StreamSettings:
 
     def tables(self) -> dict[str, OnlineEmbedding]:
         """Both tables, without anything learned."""
-        return {side: self.table(size.num_slots) for side, size in self.sizes().items()}
+        sizes = self.sizes()
+        return {
+            "user": self.table(sizes["user"].num_slots, self.user_smoothing),
+            "item": self.table(sizes["item"].num_slots),
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
