@@ -15,7 +15,7 @@ summary-SIZE.md there.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from benchmarks.online.streams import FIRST, read_events
 from celrec.errors import LossError
 from celrec.training.progressive import EventBatch, ProgressiveResult, progressive
 
-Take = Callable[[Mapping[str, Job]], dict[str, Any]]
 SEEDS = (0, 1, 2)
 TUNED_ON = 0.1
 SLICES = tuple(f"{side}_seen_under_{limit}" for side in ("users", "items") for limit in (5, 20))
@@ -131,8 +130,8 @@ def summary(results: dict[tuple[str, str], list[dict[str, Any]]], batch_size: in
             + ".",
             "",
             "| method | AUC | in hindsight | log loss | user < 5 | user < 20 | item < 5 "
-            "| item < 20 | table bytes | state bytes | settings |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
+            "| item < 20 | table bytes | state bytes | settings | commit |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for method, found in of_set.items():
             slices = [figure([run["slices"][name]["auc"] for run in found]) for name in SLICES]
@@ -147,6 +146,7 @@ def summary(results: dict[tuple[str, str], list[dict[str, Any]]], batch_size: in
                 f"{found[0]['table_bytes']:,}",
                 f"{found[0]['state_bytes']:,}",
                 chosen,
+                found[0].get("commit", "-"),
             ]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
@@ -176,17 +176,21 @@ def figure(values: list[float | None]) -> str:
 
 
 def results_of(
+    jobs: Jobs,
     pairs: Sequence[tuple[str, str]],
     size: int,
     data: Path,
-    take: Take,
-    take_hindsight: Take | None = None,
+    *,
+    is_run: bool,
+    with_hindsight: bool = False,
 ) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """What every seed found, by stream and method.
 
     size : of batches
-    take, take_hindsight : run jobs, or find what they left
+    is_run : whether jobs without a result run; else what is there is found
+    with_hindsight : whether these look back, too
     """
+    take = jobs.run if is_run else jobs.kept
     tuned = take(
         {
             f"{name}.{method}-{size}.tune": Job(
@@ -209,7 +213,7 @@ def results_of(
             for seed in SEEDS
         }
     )
-    hindsight = (take_hindsight or take)(
+    hindsight = (jobs.run if is_run and with_hindsight else jobs.kept)(
         {
             f"{name}.{method}-{size}.best": Job(
                 look_back, (name, method, METHODS[method].grid, size), (data,)
@@ -220,9 +224,14 @@ def results_of(
     results = {}
     for (name, method), settings in chosen.items():
         keys = [f"{name}.{method}-{size}.{seed}" for seed in SEEDS]
-        more = {"settings": settings, "in_hindsight": hindsight.get(f"{name}.{method}-{size}.best")}
-        if done := [found[key] | more for key in keys if key in found]:
-            results[name, method] = done
+        keys = [key for key in keys if key in found]
+        more = {
+            "settings": settings,
+            "in_hindsight": hindsight.get(f"{name}.{method}-{size}.best"),
+            "commit": " ".join(jobs.commits(keys)),
+        }
+        if keys:
+            results[name, method] = [found[key] | more for key in keys]
     return results
 
 
@@ -239,9 +248,15 @@ def main() -> None:
     options = parser.parse_args()
     size = options.batch_size
     jobs = Jobs(options.out, options.processes)
-    take = jobs.kept if options.report_only else jobs.run
     pairs = [(data_set, method) for data_set in options.data_sets for method in options.methods]
-    results = results_of(pairs, size, options.data, take, take if options.hindsight else jobs.kept)
+    results = results_of(
+        jobs,
+        pairs,
+        size,
+        options.data,
+        is_run=not options.report_only,
+        with_hindsight=options.hindsight,
+    )
     text = summary(results, size)
     (options.out / f"summary-{size}.md").write_text(text, encoding="utf-8")
     print(text)

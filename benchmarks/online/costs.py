@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.jobs import current_commit
 from celrec.baselines.online.tables import FullTable
 from celrec.core.online_embedding import OnlineEmbedding
 from celrec.data.slots import SlotMap
@@ -119,7 +120,8 @@ def one(method: str, size: int, rows: int, count: int) -> dict[str, Any]:
     num_items = max(size // 100, 1000)
     run = full if method == "full" else partial(ours, rows=rows)
     found = run(size, num_items, count=count)
-    return {"method": method, "entities": size + num_items, "users": size, "rows": rows, **found}
+    about = {"commit": current_commit(), "method": method, "users": size, "rows": rows}
+    return {**about, "entities": size + num_items, **found}
 
 
 def main() -> None:

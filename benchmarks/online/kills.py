@@ -1,7 +1,7 @@
 """Kill `celrec stream` at random moments, again and again, and compare with a run left in peace.
 
-    python -m benchmarks.online.kills [--kills 50] [--source file|redis] [--events 200_000]
-        [--seed 0]
+    python -m benchmarks.online.kills --out FOLDER [--kills 50] [--source file|redis]
+        [--events 200_000] [--seed 0]
 
 The kills are SIGKILL to the process that learns. Each comes a random time after the process has
 saved for the first time; a part hits it while it writes a checkpoint, which is counted. Then the
@@ -9,7 +9,7 @@ same command goes on from the folder, is killed again, and in the end runs throu
 optimizer state, maps of ids, figures, history and dead letters must then be the same to the last
 bit as without a kill. The source is a file, or a Redis server that this program starts on loopback.
 
-Exit status 0 if they are, 1 if not.
+Written to kills-SOURCE.json. Exit status 0 if they are, 1 if not.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.jobs import current_commit
 from celrec.checkpoint import load_state, pack_state
 from celrec.experiments.stream import CHECKPOINT_FILE, DEAD_LETTERS_FILE, HISTORY_FILE
 
@@ -173,8 +174,10 @@ def fill_redis(url: str, lines: Sequence[bytes]) -> str:
     return f"{url}/kills?field=event"
 
 
-def compare(folder: Path, address: str, more: Sequence[str], kills: int, seed: int) -> bool:
-    """Kill so many times, and compare; whether all is the same."""
+def compare(
+    folder: Path, address: str, more: Sequence[str], kills: int, seed: int
+) -> dict[str, Any]:
+    """Kill so many times, and compare."""
     rng = random.Random(seed)
     whole, killed = folder / "whole", folder / "killed"
     # In a group of its own: a server counts for each group.
@@ -191,15 +194,18 @@ def compare(folder: Path, address: str, more: Sequence[str], kills: int, seed: i
     run_through(arguments)
     found = differences(killed, whole)
     events = load_state(killed / CHECKPOINT_FILE, kind="stream")["bookmark"]["num_events"]
-    print(
-        f"{kills} kills, {outcomes['killed within a save']} within a save, {events:,} events: "
-        + (f"different are {', '.join(found)}" if found else "not a bit is different")
-    )
-    return not found
+    return {
+        "commit": current_commit(),
+        "kills": kills,
+        "within_a_save": outcomes["killed within a save"],
+        "events": events,
+        "different": found,
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/online"))
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--source", choices=["file", "redis"], default="file")
     parser.add_argument("--events", type=int, default=200_000)
@@ -213,10 +219,16 @@ def main() -> int:
         if chosen.source == "file":
             path = folder / "events.jsonl"
             path.write_bytes(b"\n".join(lines) + b"\n")
-            return not compare(folder, str(path), more, chosen.kills, chosen.seed)
-        with redis_server() as url:
-            address = fill_redis(url, lines)
-            return not compare(folder, address, more, chosen.kills, chosen.seed)
+            found = compare(folder, str(path), more, chosen.kills, chosen.seed)
+        else:
+            with redis_server() as url:
+                address = fill_redis(url, lines)
+                found = compare(folder, address, more, chosen.kills, chosen.seed)
+    print(found)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=1) + "\n"
+    (chosen.out / f"kills-{chosen.source}.json").write_text(text, encoding="utf-8")
+    return bool(found["different"])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.jobs import current_commit
 from celrec.data.stream.event import Event
 from celrec.training.online import StreamLearner, StreamSettings
 
@@ -94,7 +95,7 @@ def run(num_events: int, max_bytes: int) -> dict[str, Any]:
             }
         )
         print(parts[-1], flush=True)
-    return {"max_bytes": max_bytes, "parts": parts}
+    return {"commit": current_commit(), "max_bytes": max_bytes, "parts": parts}
 
 
 def main() -> None:

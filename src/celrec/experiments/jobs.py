@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import subprocess
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -118,9 +118,9 @@ class Jobs:
         kept = self._read(name)
         return None if kept is None else kept["result"]
 
-    def commits(self, jobs: Mapping[str, Job]) -> list[str]:
+    def commits(self, names: Iterable[str]) -> list[str]:
         """The commits at which the results of jobs were computed."""
-        return sorted({kept["commit"] for name in jobs if (kept := self._read(name))})
+        return sorted({kept["commit"] for name in names if (kept := self._read(name))})
 
     def file(self, name: str) -> Path:
         return self.out / f"{name}.json"
