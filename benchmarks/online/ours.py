@@ -13,7 +13,7 @@ from celrec.training.online_factors import OnlineFactors
 from celrec.training.progressive import EventBatch
 
 MOST_ROWS = 64
-USER_SMOOTHING = 2
+SMOOTHING = (2, 0)  # of users and items
 ITEM_MEMORY = 0.995
 
 CODES = {5: (8, 20), 10: (4, 10), 20: (2, 4)}
@@ -35,6 +35,7 @@ class OursOnline:
         width: int,
         part: int,
         settings: Mapping[str, Any],
+        smoothing: tuple[float, float] = SMOOTHING,
         seed: int,
     ) -> None:
         blend_size, offset_dim = CODES[part]
@@ -50,8 +51,10 @@ class OursOnline:
         def factors(rows: int) -> OnlineFactors:
             sizes = {"embedding_dim": width + 2, "max_clusters": rows}
             sizes |= {"blend_size": blend_size, "offset_dim": offset_dim}
-            users = OnlineEmbedding(num_users, **sizes, smoothing=USER_SMOOTHING)
-            items = OnlineEmbedding(num_items, **sizes)
+            users, items = (
+                OnlineEmbedding(n, **sizes, smoothing=c)
+                for n, c in zip((num_users, num_items), smoothing, strict=True)
+            )
             return OnlineFactors(users, items, learning_rate=learning_rate, rule=rules, seed=seed)
 
         one, two = factors(1).nbytes, factors(2).nbytes
