@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from benchmarks.online import baselines
+from benchmarks.online import baselines, write
 from benchmarks.online.baselines import look_back, score, settings_in_words, summary, tune
 from benchmarks.online.methods import METHODS, Method
 from benchmarks.online.streams import read_events
@@ -116,3 +117,52 @@ def test_settings_at_the_edge_of_their_grid_have_a_star() -> None:
 
 def test_every_method_of_the_comparison_has_about_eight_settings() -> None:
     assert all(8 <= len(method.grid) <= 9 for method in METHODS.values())
+
+
+def test_what_a_folder_has_replaces_its_part_of_the_page_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run_of(auc: float, commit: str) -> dict[str, object]:
+        part = {"num_events": 50, "auc": auc, "log_loss": 0.5}
+        slices = dict.fromkeys(baselines.SLICES, part)
+        windows = [{"first_event": first, **part} for first in (0, 50)]
+        sizes = {"num_users": 3, "num_items": 2, "num_events": 100, "events_per_second": 7.0}
+        more = {"settings": {}, "in_hindsight": None, "table_bytes": 8, "state_bytes": 16}
+        measured = {"overall": part, "slices": slices, "windows": windows, "commit": commit}
+        return {**sizes, **more, **measured}
+
+    for name in ("FIGURES", "SOAK_PLOT", "PROGRESS_PLOT"):
+        monkeypatch.setattr(write, name, tmp_path / getattr(write, name).name)
+    kills = {"commit": "old", "kills": 50, "within_a_save": 2, "events": 900, "different": []}
+    before = {
+        "streams": {
+            "32": {
+                "ml_100k": {
+                    "ours_10": [run_of(0.8, "old")],
+                    "means": [run_of(0.7, "old")],
+                    "full_adagrad": [run_of(0.75, "old")],
+                }
+            }
+        },
+        "kills": {"file": kills},
+    }
+    write.FIGURES.write_text(json.dumps(before), encoding="utf-8")
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    again = {**kills, "commit": "new", "different": ["codes"]}
+    (runs / "kills-redis.json").write_text(json.dumps(again), encoding="utf-8")
+    fresh = {("ml_100k", "ours_10"): [run_of(0.9, "new")]}
+    monkeypatch.setattr(
+        write,
+        "results_of",
+        lambda jobs, pairs, size, data, is_run: fresh if size == 32 else {},
+    )
+    text = write.page(write.gathered(runs, tmp_path))
+    assert "| ml_100k | +0.1500 (full table + biases, Adagrad) | - |" in text
+    assert "| CEL-Lite, 1/10 | 0.9000 |" in text
+    assert "|  | new |" in text
+    assert "| running means | 0.7000 |" in text
+    assert "| file | 900 | 50 | 2 | not a bit | old |" in text
+    assert "| redis | 900 | 50 | 2 | codes | new |" in text
+    assert "## How it lasts" not in text
+    assert write.PROGRESS_PLOT.exists()
