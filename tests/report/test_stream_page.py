@@ -10,7 +10,7 @@ import pytest
 
 from celrec.errors import CheckpointError
 from celrec.history import append_history
-from celrec.report.stream_page import MOST_POINTS, render_stream_page, thinned
+from celrec.report.stream_page import MOST_POINTS, over_events_chart, render_stream_page, thinned
 from tests.report.reading_html import Page
 
 WINDOW = 100
@@ -90,6 +90,12 @@ def test_windows_of_one_class_have_no_auc_and_are_left_out(tmp_path: Path) -> No
     assert "auc-line" in page.charts
     assert page.charts["auc-line"]["data"] == []
     assert len(page.charts["log-loss"]["data"]) == 2
+
+
+def test_counts_have_whole_ticks() -> None:
+    for count, top in ((0, 5), (3, 5), (100, 108)):
+        figure = over_events_chart({"": [(1, float(count))]}, 400, is_count=True)
+        assert figure.layout.yaxis.range == (0, pytest.approx(top))
 
 
 def test_long_histories_are_drawn_by_their_means() -> None:

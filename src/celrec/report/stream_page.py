@@ -247,7 +247,9 @@ def over_events_chart(lines: Mapping[str, Points], width: int, *, is_count: bool
     if not lines:
         return figure
     values = [value for line in lines.values() for _, value in line]
-    y_range = [0, max(values) * 1.08 or 1] if is_count else padded(min(values), max(values), 0.08)
+    y_range = padded(min(values), max(values), 0.08)
+    if is_count:
+        y_range = [0, max(5, max(values) * 1.08)]  # from 5 on ticks are whole numbers
     ends = spread_apart([line[-1][1] for line in lines.values()], y_range, _HEIGHT - 56, gap=15)
     last = max(line[-1][0] for line in lines.values())
     for end, (name, line) in zip(ends, lines.items(), strict=True):
