@@ -1,7 +1,7 @@
 """Writes benchmarks/RESULTS.md, and a page with a plot in benchmarks/results for each suite.
 
     celrec bench benchmarks/quality/ml_100k.toml        # for every suite, as long as it takes
-    python -m benchmarks.quality.write [--runs FOLDER] [--data FOLDER]
+    python -m benchmarks.quality.write [--runs FOLDER]
 
 Pages are written of the suites that have results under --runs. RESULTS.md sums up all pages that
 are there, older ones too, and says which suites have none.
@@ -18,6 +18,7 @@ import polars as pl
 
 from benchmarks.jobs import ROOT
 from benchmarks.plotting import COLOURS, QUIET, label, new_figure, save, ticks_at
+from benchmarks.quality import planted
 from benchmarks.quality.headlines import (
     Headlines,
     best_others,
@@ -29,7 +30,7 @@ from benchmarks.quality.headlines import (
 from benchmarks.readme import replace_block
 from celrec.experiments.config import RunConfig
 from celrec.experiments.peers import PEERS
-from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, has_budget
+from celrec.experiments.suite import FULL, SUITE_FILE, TRIALS_FILE, SuiteConfig, has_budget
 from celrec.experiments.suite_results import (
     OURS,
     RANKED,
@@ -117,12 +118,11 @@ who have the file.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--data", type=Path, default=Path(), help="where suites' data files are")
     options = parser.parse_args()
     for file in sorted(SUITES.glob("*.toml")):
         folder = options.runs / file.stem
         if (folder / TRIALS_FILE).exists():
-            suite = SuiteConfig.read(file).with_data_in(options.data)
+            suite = SuiteConfig.read(folder / SUITE_FILE)
             text, headlines = page(file.stem, suite, folder)
             (PAGES / f"{file.stem}.md").write_text(text, encoding="utf-8")
             headlines.write(PAGES / f"{file.stem}.json")
@@ -290,7 +290,18 @@ def bytes_of_ours(table: pl.DataFrame) -> list[str]:
 
 
 def constructed(suite: SuiteConfig) -> list[str]:
-    """What labels of 0 are, where the data hold none."""
+    """What labels are, where the data hold none, or no more than those of positives."""
+    source = Path(suite.common["data"]["source"]).name
+    for name, size in planted.SIZES.items():
+        if source == planted.file_of(name):
+            return [
+                "The data are made: users and items lie around the vectors of planted clusters "
+                f"({size.num_clusters} of users, {size.num_clusters} of items), as far from them "
+                "as these from one another. Labels are drawn from the products of their vectors, "
+                f"whose own AUC is {planted.best_auc(planted.make(name)):.4f}: no method can be "
+                "expected to do better.",
+                "",
+            ]
     negatives = RunConfig.from_values(suite.common).task.negatives
     if negatives is None:
         return []

@@ -58,6 +58,19 @@ def test_noise_has_the_stated_size() -> None:
     assert abs(rest.std() - 0.7) < 0.02
 
 
+def test_entities_lie_around_their_cluster_as_far_as_stated() -> None:
+    made = planted_clusters(
+        5000, 4000, 1, 1, num_interactions=200_000, seed=0, noise=0.0, spread=0.5, width=4
+    )
+    own = (made.user_rows**2).sum() + (made.item_rows**2).sum()
+    expected = (0.25 * own + 0.0625 * 4) / 4  # variance of (a + x / 2) . (b + y / 2) / sqrt(4)
+    assert abs(made.score.var() / expected - 1) < 0.1
+    pairs = made.interactions.user * 4000 + made.interactions.item
+    _, first, again = np.unique(pairs, return_index=True, return_inverse=True)
+    assert len(first) < len(pairs)
+    np.testing.assert_array_equal(made.score, made.score[first][again])
+
+
 def test_binary_labels_come_up_as_the_logits_say() -> None:
     made = planted(task="binary", noise=0.0, signal=2.0, num_interactions=100_000)
     assert set(made.interactions.label.tolist()) == {0.0, 1.0}
@@ -121,6 +134,7 @@ def test_the_seed_decides_everything() -> None:
         ({"num_interactions": 0}, "num_interactions is 0"),
         ({"width": 0}, "width is 0"),
         ({"noise": -1.0}, "noise is -1"),
+        ({"spread": -1.0}, "spread is -1"),
         ({"signal": 0.0}, "signal is 0; wanted a finite number above 0"),
         ({"drift": 1.5}, "drift is 1.5"),
         ({"popularity_skew": -1}, "popularity_skew is -1"),

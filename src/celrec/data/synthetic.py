@@ -47,6 +47,7 @@ def planted_clusters(
     width: int = 4,
     signal: float = 1.0,
     noise: float = 0.5,
+    spread: float = 0.0,
     popularity_skew: float = 0.0,
     cluster_skew: float = 0.0,
     drift: float = 0.0,
@@ -57,7 +58,9 @@ def planted_clusters(
 
     Every cluster k has one vector, a_k for users and b_k for items, of D = `width` standard normal
     numbers (their absolute values if `nonnegative`). User u in cluster c and item i in cluster d
-    meet with score s = signal (a_c . b_d) / sqrt(D), and with e standard normal the label is
+    have the vectors v_u = a_c + spread x_u and w_i = b_d + spread y_i, where x_u and y_i are
+    standard normal and their own. They meet with score s = signal (v_u . w_i) / sqrt(D), and with e
+    standard normal the label is
 
         rating    s + noise e                             (not rounded, not clipped)
         binary    1 with probability sigmoid(s + noise e), else 0
@@ -69,7 +72,7 @@ def planted_clusters(
 
     drift : share in [0, 1] of the users who change to another cluster, picked at random, each at
         its own time, uniform in the middle half of the data
-    noise, popularity_skew, cluster_skew : >= 0;  signal : > 0;  seed : >= 0
+    noise, spread, popularity_skew, cluster_skew : >= 0;  signal : > 0;  seed : >= 0
     raises : ArgumentError, also for more clusters than entities
 
     >>> data = planted_clusters(100, 50, 4, 3, num_interactions=2000, seed=0)
@@ -82,6 +85,7 @@ def planted_clusters(
     width = check_count("width", width, at_least=1)
     signal = check_number("signal", signal, above=0)
     noise = check_number("noise", noise, at_least=0)
+    spread = check_number("spread", spread, at_least=0)
     drift = check_number("drift", drift, at_least=0, at_most=1)
     if task not in ("rating", "binary"):
         raise ArgumentError(f"task is {task!r}; wanted 'rating' or 'binary'")
@@ -112,8 +116,11 @@ def planted_clusters(
     item = rng.choice(num_items, size=n, p=_popularity(rng, num_items, popularity_skew))
     time = np.arange(n)
     cluster_then = np.where(time < changes_at[user], user_cluster[user], user_cluster_after[user])
-    products = user_rows @ item_rows.T  # (K_u, K_i)
-    score = signal / np.sqrt(width) * products[cluster_then, item_cluster[item]]
+    user_vector, item_vector = user_rows[cluster_then], item_rows[item_cluster[item]]  # (n, D)
+    if spread > 0:
+        user_vector += spread * rng.standard_normal((num_users, width))[user]
+        item_vector += spread * rng.standard_normal((num_items, width))[item]
+    score = signal / np.sqrt(width) * np.vecdot(user_vector, item_vector)
     noisy = score + noise * rng.standard_normal(n)
     # P(logistic noise < x) = sigmoid(x)
     label = noisy if task == "rating" else (rng.logistic(size=n) < noisy).astype(float)
