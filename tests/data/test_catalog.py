@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import io
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,27 @@ def test_a_changed_wheel_is_refused(
         with pytest.raises(CatalogError, match=message):
             load(tmp_path / "cache")
         assert files_in(tmp_path / "cache") == []
+
+
+def test_progress_is_read_while_pip_makes_and_removes_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "tiny.whl").write_bytes(b"12345")
+    done = threading.Event()
+
+    def unpack_again_and_again() -> None:
+        unpacked = tmp_path / "pip-unpack"
+        while not done.is_set():
+            (unpacked / "deep").mkdir(parents=True)
+            (unpacked / "deep" / "part").write_bytes(b"678")
+            shutil.rmtree(unpacked)
+
+    with ThreadPoolExecutor() as pool:
+        pip = pool.submit(unpack_again_and_again)
+        try:
+            seen = {catalog._bytes_in(tmp_path) for _ in range(2000)}
+        finally:
+            done.set()
+        pip.result()
+    assert seen <= {5, 8}
 
 
 def test_when_all_fails_the_message_says_what_to_put_where(

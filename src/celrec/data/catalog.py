@@ -429,10 +429,12 @@ def _wait(process: subprocess.Popen[bytes], look: Callable[[], None]) -> str:
 
 
 def _bytes_in(folder: Path) -> int:
+    """What lies in a folder that pip is at work in: what it removes meanwhile is passed over."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # pip has moved it since
-            total += path.stat().st_size if path.is_file() else 0
+    for where, _, names in os.walk(folder):  # unlike rglob, it bears folders that vanish
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(where, name).stat().st_size
     return total
 
 
