@@ -200,6 +200,7 @@ def costs_in_words(found: Runs) -> str:
         "Batches of 256, one thread, maps of ids included: raw ids in, predicted and learned.",
         "Ids were admitted in bulk first, timed apart. A full table with SparseAdam gets entity",
         "numbers, no ids. *Resident*: all memory of the process, torch and Python among it.",
+        "Speeds within a section are of one machine on one day; those of two sections need not be.",
         "",
         "| method | entities | rows | events/s | to admit all ids | tables and codes | map of ids "
         "| resident |",
