@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,23 @@ def test_comparisons_are_paired_and_within_their_interval(
         assert one.low <= one.gain <= one.high
         other = table[method, None if method == "full" else budget]
         assert one.gain == pytest.approx(1 - table["clustered", budget] / other, abs=0.02)
+
+
+def test_other_settings_of_one_method_leave_the_results_of_others(
+    suite_file: Path, finished: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "results")
+    other = tmp_path / "suite.toml"
+    text = suite_file.read_text().replace("hours = 0.01", "hours = 0.02")
+    other.write_text(text + "\n[method.hashed]\ntraining = { epochs = 1 }\n")
+    suite, told = SuiteConfig.read(other), []
+    again = run_suite(suite, folder, only=["clustered"], processes=1, tell=told.append)
+    assert told == []  # nothing of `clustered` has changed
+    # Of `hashed` nothing holds any more; its predictions lie there, but are compared with nothing.
+    assert (folder / "predictions" / "hashed-0.4-0.npz").exists()
+    assert set(again.filter(status="done")["method"]) == {"clustered", "full", "quantized"}
+    compared = {(one.method, one.budget) for one in comparisons(suite, folder)}
+    assert compared == {("full", 0.1), ("full", 0.4), ("quantized", 0.4)}
 
 
 def test_a_run_of_a_suite_is_the_same_each_time(suite_file: Path) -> None:

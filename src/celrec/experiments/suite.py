@@ -24,7 +24,7 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -102,7 +102,7 @@ class SuiteConfig:
     """
 
     name: str
-    hours: float
+    hours: float = field(repr=False)  # not in fingerprints: results do not depend on it
     budgets: tuple[float, ...]
     tuning_budget: float
     trials: int
@@ -192,6 +192,15 @@ class SuiteConfig:
             )
         found = {"data": {"source": str(file.resolve())}}
         return dataclasses.replace(self, common=merged(self.common, found))
+
+    def of_method(self, method: str) -> SuiteConfig:
+        """The suite without the other methods: what the runs of this one depend on."""
+        return dataclasses.replace(
+            self,
+            methods=(method,),
+            settings={name: one for name, one in self.settings.items() if name == method},
+            searches={name: one for name, one in self.searches.items() if name == method},
+        )
 
     def to_toml(self) -> str:
         """The complete suite; `read` of it is equal to it."""
@@ -579,7 +588,10 @@ def run_suite(
         )
 
     tuning = {
-        f"tune-{method}": (method, Job(tune, (suite, method), (folder / "trials", device)))
+        f"tune-{method}": (
+            method,
+            Job(tune, (suite.of_method(method), method), (folder / "trials", device)),
+        )
         for method in suite.methods
     }
     tuned = results(tuning)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -160,10 +160,11 @@ def ranking_comparisons(suite: SuiteConfig, folder: Path) -> list[Comparison]:
     A user's differences of all seeds are drawn together.
     """
     found = []
+    files = _prediction_files(suite, folder)
     for budget in suite.budgets:
-        ours = _ranked(suite, folder, OURS, budget)
+        ours = _ranked(files.get((OURS, budget), []))
         for method in suite.methods:
-            other = _ranked(suite, folder, method, budget if has_budget(method) else None)
+            other = _ranked(files.get((method, budget if has_budget(method) else None), []))
             if method == OURS or ours is None or other is None:
                 continue
             user, place = np.unique(ours["user"], return_inverse=True)
@@ -178,23 +179,34 @@ def ranking_comparisons(suite: SuiteConfig, folder: Path) -> list[Comparison]:
     return found
 
 
-def _ranked(
-    suite: SuiteConfig, folder: Path, method: str, budget: float | None
-) -> dict[str, np.ndarray] | None:
+def _ranked(files: Sequence[Path]) -> dict[str, np.ndarray] | None:
     """Ranked users of all seeds, one after the other, and their figures; None where one lacks."""
-    columns: dict[str, list[np.ndarray]] = {"user": [], RANKED: []}
-    for seed in suite.seeds:
-        file = _prediction_file(folder, method, budget, seed)
-        kept = np.load(file) if file.exists() else {}
-        if RANKED not in kept or not len(kept[RANKED]):
-            return None
-        columns["user"].append(kept["ranked_users"])
-        columns[RANKED].append(kept[RANKED])
-    return {name: np.concatenate(parts) for name, parts in columns.items()}
+    runs = [np.load(file) for file in files]
+    if not runs or not all(RANKED in run and len(run[RANKED]) for run in runs):
+        return None
+    return {
+        "user": np.concatenate([run["ranked_users"] for run in runs]),
+        RANKED: np.concatenate([run[RANKED] for run in runs]),
+    }
 
 
-def _prediction_file(folder: Path, method: str, budget: float | None, seed: int) -> Path:
-    return folder / "predictions" / f"{method}-{budget or 1:g}-{seed}.npz"
+def _prediction_files(
+    suite: SuiteConfig, folder: Path
+) -> dict[tuple[str, float | None], list[Path]]:
+    """What final runs predicted, a file for each seed; by method and budget, where all are done.
+
+    Done is what has a line in trials.parquet. Other files may lie there: of runs with settings that
+    the suite has no more.
+    """
+    done = read_trials(folder).filter(kind="final", status="done")
+    found = {}
+    for method, budget, seeds in done.group_by("method", "budget").agg("seed").iter_rows():
+        if set(suite.seeds) <= set(seeds):
+            found[method, budget] = [
+                folder / "predictions" / f"{method}-{budget or 1:g}-{seed}.npz"
+                for seed in suite.seeds
+            ]
+    return found
 
 
 def _verdict(gain: float, low: float, high: float, tie: float) -> Verdict:
@@ -211,7 +223,7 @@ class _Predictions:
     """The figures of final runs on resampled users, computed once for each method and budget."""
 
     def __init__(self, suite: SuiteConfig, folder: Path, task: Task) -> None:
-        self.folder = folder
+        self.files = _prediction_files(suite, folder)
         self.task = task
         self.seeds = suite.seeds
         parts = {seed: final_parts(suite, seed) for seed in suite.seeds}
@@ -251,11 +263,10 @@ class _Predictions:
     @functools.cache  # noqa: B019 - it lives no longer than a comparison
     def draws(self, method: str, budget: float | None, some: Slice) -> np.ndarray | None:
         """The figure for each seed, (S, 1 + draws): of the events, then of each draw of users."""
+        if (method, budget) not in self.files:
+            return None
         lines = []
-        for seed in self.seeds:
-            file = _prediction_file(self.folder, method, budget, seed)
-            if not file.exists():
-                return None
+        for seed, file in zip(self.seeds, self.files[method, budget], strict=True):
             events, where = self.events[seed], self._where(seed, some)
             figure_of = _aucs if self.task == "binary" else _squared_errors
             lines.append(
