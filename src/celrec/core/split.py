@@ -201,8 +201,9 @@ def num_splits_now(num_clusters: int, max_clusters: int, rounds_left: int) -> in
 
 def first_principal_component(centred: Tensor) -> Tensor:
     """The unit vector (D,) along which the lines of (M, D) vary most; its largest entry is > 0."""
-    component = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
-    return component * component[component.abs().argmax()].sign()
+    exact = centred.double()  # in single precision, squares of tiny numbers keep LAPACK from an end
+    component = torch.linalg.eigh(exact.T @ exact).eigenvectors[:, -1]
+    return (component * component[component.abs().argmax()].sign()).to(centred)
 
 
 def members_by_cluster(
