@@ -34,11 +34,14 @@ class Headlines:
     """Those of one suite.
 
     name : as its page is called        title : as people call it
+    num_methods : of the suite, and not_run : those of them that have not been tried yet
     """
 
     name: str
     title: str
     task: Task
+    num_methods: int
+    not_run: tuple[str, ...]
     lines: tuple[Headline, ...]
 
     @classmethod
@@ -46,6 +49,7 @@ class Headlines:
         cls,
         name: str,
         suite: SuiteConfig,
+        not_run: Sequence[str],
         compared: Sequence[Comparison],
         cold: Sequence[tuple[Slice, int, Comparison]],
     ) -> Self:
@@ -55,18 +59,30 @@ class Headlines:
             if some.least == 0:
                 against: Against = "cold users" if some.side == "user" else "cold items"
                 lines.append(Headline(against, one))
-        return cls(name, suite.name, suite.task, tuple(lines))
+        num_methods = len(suite.methods)
+        return cls(name, suite.name, suite.task, num_methods, tuple(not_run), tuple(lines))
 
     @classmethod
     def read(cls, file: Path) -> Self:
         values = json.loads(file.read_text(encoding="utf-8"))
-        lines = (Headline(v["against"], Comparison(**v["comparison"])) for v in values["lines"])
-        return cls(file.stem, values["title"], values["task"], tuple(lines))
+        lines = [Headline(v["against"], Comparison(**v["comparison"])) for v in values.pop("lines")]
+        not_run = tuple(values.pop("not_run"))
+        return cls(name=file.stem, not_run=not_run, lines=tuple(lines), **values)
 
     def write(self, file: Path) -> None:
         values: dict[str, Any] = asdict(self)
         del values["name"]
         file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def unfinished(all_of_them: Sequence[Headlines]) -> str:
+    """Of which suites not all methods were run; "" where there are none."""
+    parts = []
+    for some in all_of_them:
+        if some.not_run:
+            num_run = some.num_methods - len(some.not_run)
+            parts.append(f"{some.title} ({num_run} of {some.num_methods} methods)")
+    return f"Not yet complete: {', '.join(parts)}." if parts else ""
 
 
 def best_others(suite: SuiteConfig, compared: Sequence[Comparison]) -> list[Comparison]:

@@ -26,6 +26,7 @@ from benchmarks.quality.headlines import (
     in_short,
     is_certain,
     table,
+    unfinished,
 )
 from benchmarks.readme import replace_block
 from celrec.experiments.config import RunConfig
@@ -60,6 +61,7 @@ TEXT = """\
 How far ours is ahead of the best other method of the same total bytes (AUC, or the share of the
 other's squared error that it saves). Bold: behind. `=`: tied. `?`: the 95 % interval contains 0.
 {best_others_in_short}
+{unfinished}
 
 {best_others}
 
@@ -102,12 +104,13 @@ events among them. On these two data sets that favours them, if anything, over o
 table of MovieLens-1M](../docs/results/published-ml-1m.md), repeated with them, says how well they
 are made.
 
-In all of these suites `hashed-net` had hash signs, as in its paper. They turned out to harm it: at
-the sizes of the published table it is better without by 0.08 to 0.26 validation AUC, and has none
-by default since. Its figures here are lower than they need be; they have not been run again.
+In all of these suites but that of ml-100k ratings, `hashed-net` had hash signs, as in its paper.
+They turned out to harm it: at the sizes of the published table it is better without by 0.08 to 0.26
+validation AUC, and has none by default since. Its figures there are lower than they need be; they
+have not been run again.
 
 `paper-cel` has one byte for a cluster, so at most 256 of them, and does not grow where a budget
-would allow more. On MovieLens-1M it was not run.
+would allow more.
 
 The paper's third rating set (Amazon video games) cannot be had without its publisher's site;
 CiaoDVD and Book-Crossing stand in. `amazon_ratings.toml` has its entry, for those
@@ -136,7 +139,7 @@ def in_readme(found: list[Headlines]) -> str:
         f"Against all other methods at equal total bytes, in {len(found)} suites at five budgets "
         "from a hundredth to a quarter of full tables, every method tuned with as many trials: "
         f"{in_short(found, 'best other').rstrip('.').lower()}. Against full tables: "
-        f"{in_short(found, 'full').rstrip('.').lower()}. "
+        f"{in_short(found, 'full').rstrip('.').lower()}. {unfinished(found)} "
         "[Where, by how much, and how it was measured](benchmarks/RESULTS.md)."
     )
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
@@ -148,9 +151,12 @@ def summary() -> str:
     missing = [f"`{name}.toml`" for name in names if not (PAGES / f"{name}.json").exists()]
     found = [Headlines.read(PAGES / f"{n}.json") for n in names if f"`{n}.toml`" not in missing]
     return TEXT.format(
-        missing=f"Not run yet: {', '.join(missing)}." if missing else "All suites were run.",
+        missing=textwrap.fill(
+            f"Not run yet: {', '.join(missing)}." if missing else "All suites were run.", 100
+        ),
         best_others="\n".join(table(found, "best other")),
         best_others_in_short=in_short(found, "best other"),
+        unfinished=unfinished(found),
         full_in_short=in_short(found, "full"),
         cold_users_in_short=in_short(found, "cold users"),
         cold_items_in_short=in_short(found, "cold items"),
@@ -169,6 +175,8 @@ def page(name: str, suite: SuiteConfig, folder: Path) -> tuple[str, Headlines]:
     compared = comparisons(suite, folder)
     cold_compared = cold_comparisons(suite, folder)
     plot(name, suite, table)
+    tried = trials["method"].unique().to_list()
+    not_run = [method for method in suite.methods if method not in tried]
     present = [m for m in suite.methods if m in table["method"].to_list()]
     commits = ", ".join(sorted(trials["commit"].unique().to_list()))
     text = "\n".join(
@@ -195,12 +203,12 @@ def page(name: str, suite: SuiteConfig, folder: Path) -> tuple[str, Headlines]:
             f"{', '.join(map(str, suite.seeds))}; commit {commits}; "
             f"data {trials['data_fingerprint'].drop_nulls()[0][:12]}. A dash: the method cannot be "
             "as small, or has not been run.",
-            *not_run(suite, present),
+            *absent(not_run, [m for m in suite.methods if m in tried and m not in present]),
             *failures(trials),
             "",
         ]
     )
-    return text, Headlines.of(name, suite, compared, cold_compared)
+    return text, Headlines.of(name, suite, not_run, compared, cold_compared)
 
 
 def verdict(suite: SuiteConfig, compared: list[Comparison], table: pl.DataFrame) -> str:
@@ -387,11 +395,11 @@ def _slice_name(some: Slice) -> str:
     return f"{some.side}s with {some.most}"
 
 
-def not_run(suite: SuiteConfig, present: list[str]) -> list[str]:
-    missing = [method for method in suite.methods if method not in present]
-    return (
-        ["", f"Not run yet, or too large at every budget: {', '.join(missing)}."] if missing else []
-    )
+def absent(not_run: list[str], without_figures: list[str]) -> list[str]:
+    lines = ["", f"Not run yet: {', '.join(not_run)}."] if not_run else []
+    if without_figures:
+        lines += ["", f"Too large at every budget, or failed: {', '.join(without_figures)}."]
+    return lines
 
 
 def failures(trials: pl.DataFrame) -> list[str]:

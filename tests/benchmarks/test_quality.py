@@ -7,10 +7,24 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality import planted
-from benchmarks.quality.write import SUITES, constructed
+from benchmarks.quality.headlines import Headlines, unfinished
+from benchmarks.quality.write import PAGES, SUITES, constructed
 from celrec.experiments.build import load_interactions
 from celrec.experiments.config import RunConfig
 from celrec.experiments.suite import SuiteConfig
+
+
+@pytest.mark.parametrize("file", sorted(PAGES.glob("*.json")), ids=lambda file: file.stem)
+def test_every_page_shows_the_methods_it_compares(file: Path) -> None:
+    found = Headlines.read(file)
+    page = file.with_suffix(".md").read_text(encoding="utf-8")
+    for line in found.lines:
+        assert f"\n| {line.comparison.method} | " in page
+    if found.not_run:
+        assert f"\nNot run yet: {', '.join(found.not_run)}." in page
+        assert f"{found.title} (" in unfinished([found])
+    else:
+        assert unfinished([found]) == ""
 
 
 @pytest.mark.parametrize("name", planted.SIZES)
