@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import subprocess
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -93,8 +95,7 @@ class Jobs:
         with ProcessPoolExecutor(
             self.processes,
             multiprocessing.get_context("spawn"),
-            initializer=torch.set_num_threads,
-            initargs=(1,),
+            initializer=_begin_worker,
         ) as pool:
             name_of = {
                 pool.submit(job.function, *job.arguments, *job.aside): name
@@ -134,6 +135,19 @@ class Jobs:
     def _read(self, name: str) -> dict[str, Any] | None:
         file = self.file(name)
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Where the process that asked was killed, nobody waits for the result."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def current_commit() -> str:
