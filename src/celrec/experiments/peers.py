@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from celrec.experiments.config import TaskConfig
 Settings = Mapping[str, Any]
 
 
-class FittedPeer(nn.Module):
+class FittedPeer(nn.Module, ABC):
     """What a peer predicts from; (user ids (B,), item ids (B,)) -> scores (B,).
 
     arrays : by name; frozen parameters, as large as in their package
@@ -51,9 +52,9 @@ class FittedPeer(nn.Module):
         user, item = self.number_of_user[users], self.number_of_item[items]
         return self.score(user.clamp(min=0), item.clamp(min=0), user >= 0, item >= 0)
 
+    @abstractmethod
     def score(self, user: Tensor, item: Tensor, knows_user: Tensor, knows_item: Tensor) -> Tensor:
         """All (B,). user, item : the package's numbers; any where it does not know them."""
-        raise NotImplementedError
 
     def memory(self) -> dict[str, int]:
         """Bytes to serve: of numbers (table_bytes), of ids (code_bytes), of both."""

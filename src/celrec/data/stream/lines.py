@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
@@ -125,12 +126,13 @@ class _Lines(Source):
             self._ready.popleft()
         return records
 
+    @abstractmethod
     def _next_lines(self, wait: float) -> list[Line] | None:
         """The lines that the next piece ends; None if nothing arrived. Sets `_is_at_end`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _make_ready(self, lines: Sequence[Line]) -> None:
-        raise NotImplementedError
+        """Read the header off the lines, if it is awaited, and put what follows into `_ready`."""
 
     @property
     def is_finished(self) -> bool:
