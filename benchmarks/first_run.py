@@ -29,6 +29,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from benchmarks.jobs import begin_worker
 from benchmarks.readme import replace_block
 from celrec.experiments.config import RunConfig, merged
 from celrec.experiments.run import SavedRun, resume_run, train_run
@@ -82,8 +83,7 @@ def main() -> None:
     with ProcessPoolExecutor(
         options.processes,
         multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        initializer=begin_worker,
     ) as pool:
         if options.tune or options.tune_only:
             tune(pool)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from celrec.experiments import jobs
-from celrec.experiments.jobs import Job, current_commit
+from celrec.experiments.jobs import Job, begin_worker, current_commit
 
-__all__ = ["ROOT", "Job", "Jobs", "current_commit"]
+__all__ = ["ROOT", "Job", "Jobs", "begin_worker", "current_commit"]
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.jobs import begin_worker
 from celrec.experiments.config import RunConfig, merged
 from celrec.experiments.run import train_run
 from celrec.history import read_history
@@ -72,9 +73,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        options.processes, context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(options.processes, context, initializer=begin_worker) as pool:
         jobs: dict[tuple[str, str], list[Future[float]]] = {}
         for change, values in VARIANTS.items():
             for task, (protocol, name) in TASKS.items():

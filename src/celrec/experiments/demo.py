@@ -26,7 +26,6 @@ from statistics import mean
 from typing import Any, Literal
 
 import joblib  # type: ignore[import-untyped]
-import torch
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -37,6 +36,7 @@ from celrec.data.interactions import Interactions
 from celrec.errors import CelrecError, ConfigError
 from celrec.experiments.build import load_interactions
 from celrec.experiments.config import RunConfig, merged
+from celrec.experiments.jobs import begin_worker
 from celrec.experiments.run import train_run, write_text
 from celrec.experiments.stream import STREAM_FILE
 from celrec.experiments.suite import TRIALS_FILE
@@ -331,7 +331,7 @@ def train_side_by_side(
 def start_worker() -> None:
     """What every process that trains does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
-    torch.set_num_threads(1)
+    begin_worker()
 
 
 def _train(config: RunConfig, run_dir: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Jobs:
         with ProcessPoolExecutor(
             self.processes,
             multiprocessing.get_context("spawn"),
-            initializer=_begin_worker,
+            initializer=begin_worker,
         ) as pool:
             name_of = {
                 pool.submit(job.function, *job.arguments, *job.aside): name
@@ -137,7 +137,8 @@ class Jobs:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def _begin_worker() -> None:
+def begin_worker() -> None:
+    """What every process of a pool does first: one thread each, and an end with its parent."""
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
