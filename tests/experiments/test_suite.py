@@ -163,6 +163,8 @@ def test_other_settings_of_one_method_leave_the_results_of_others(
     assert set(again.filter(status="done")["method"]) == {"clustered", "full", "quantized"}
     compared = {(one.method, one.budget) for one in comparisons(suite, folder)}
     assert compared == {("full", 0.1), ("full", 0.4), ("quantized", 0.4)}
+    (folder / "predictions" / "full-1-1.npz").unlink()
+    assert [one.method for one in comparisons(suite, folder)] == ["quantized"]
 
 
 def test_a_run_of_a_suite_is_the_same_each_time(suite_file: Path) -> None:

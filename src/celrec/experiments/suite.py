@@ -623,14 +623,27 @@ def _final_jobs(
     jobs = {}
     for budget in suite.budgets if has_budget(method) else (None,):
         for seed in suite.seeds:
-            name = f"{method}-{budget or 1:g}-{seed}"
+            name = final_name(method, budget, seed)
             values = suite.run_values(method, chosen, seed, is_final=True)
             if method not in PEERS:
                 values = merged(values, {"training": {"epochs": epochs, "patience": False}})
             arguments = (suite.name, values, budget, json.dumps(chosen))
-            aside = (folder / "predictions" / f"{name}.npz", device)
+            aside = (prediction_file(folder, method, budget, seed), device)
             jobs[name] = Job(run_final, arguments, aside)
     return jobs
+
+
+def final_name(method: str, budget: float | None, seed: int) -> str:
+    """
+    >>> final_name("pq", 0.05, 2), final_name("full", None, 0)
+    ('pq-0.05-2', 'full-1-0')
+    """
+    return f"{method}-{budget or 1:g}-{seed}"
+
+
+def prediction_file(folder: Path, method: str, budget: float | None, seed: int) -> Path:
+    """Where a final run in a suite's folder puts what it predicts."""
+    return folder / "predictions" / f"{final_name(method, budget, seed)}.npz"
 
 
 def best_trial(lines: list[dict[str, Any]]) -> dict[str, Any] | None:

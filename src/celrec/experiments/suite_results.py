@@ -23,7 +23,14 @@ import numpy as np
 import polars as pl
 
 from celrec.errors import CheckpointError
-from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, final_parts, has_budget
+from celrec.experiments.suite import (
+    FULL,
+    TRIALS_FILE,
+    SuiteConfig,
+    final_parts,
+    has_budget,
+    prediction_file,
+)
 from celrec.losses import Task
 from celrec.metrics import RANKING_METRIC_NAMES
 from celrec.training.evaluation import counts_in
@@ -195,17 +202,15 @@ def _prediction_files(
 ) -> dict[tuple[str, float | None], list[Path]]:
     """What final runs predicted, a file for each seed; by method and budget, where all are done.
 
-    Done is what has a line in trials.parquet. Other files may lie there: of runs with settings that
-    the suite has no more.
+    Done is what has a line in trials.parquet and its file. Other files may lie there: of runs with
+    settings that the suite has no more.
     """
     done = read_trials(folder).filter(kind="final", status="done")
     found = {}
     for method, budget, seeds in done.group_by("method", "budget").agg("seed").iter_rows():
-        if set(suite.seeds) <= set(seeds):
-            found[method, budget] = [
-                folder / "predictions" / f"{method}-{budget or 1:g}-{seed}.npz"
-                for seed in suite.seeds
-            ]
+        files = [prediction_file(folder, method, budget, seed) for seed in suite.seeds]
+        if set(suite.seeds) <= set(seeds) and all(file.exists() for file in files):
+            found[method, budget] = files
     return found
 
 
