@@ -255,6 +255,11 @@ def full_covariances(prior: Tensor, slots: Tensor, gradients: Tensor, count: int
     )
 
 
+def spread_times(spread: Spread, slots: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """S_e v_e, as the class describes S_e."""
+    return vectors @ spread.basis * spread.variance[slots] @ spread.basis.T
+
+
 def test_a_spread_remembers_the_share_of_its_information_that_it_is_told() -> None:
     prior, slots = torch.eye(2), torch.tensor([0])
     axis = torch.tensor([[1.0, 0.0]])
@@ -263,7 +268,7 @@ def test_a_spread_remembers_the_share_of_its_information_that_it_is_told() -> No
         spread.observe(slots, math.sqrt(size) * axis)
         spread.renew(prior, memory)
     information = 0.75 * 4 + 0.25 * 2  # the last pass counted for nothing
-    found = spread.times(slots, axis)
+    found = spread_times(spread, slots, axis)
     torch.testing.assert_close(found, axis / (1 + information), rtol=1e-5, atol=1e-6)
 
 
@@ -280,7 +285,7 @@ def test_a_spread_is_the_inverse_of_prior_and_information_where_one_basis_fits_a
         spread.observe(slots, gradients)
         spread.renew(factor * prior, 0.0 if factor == 1 else 1.0)
         wanted = full_covariances(factor * prior, slots, gradients, 6)
-        found = spread.times(torch.arange(6), vectors)
+        found = spread_times(spread, torch.arange(6), vectors)
         torch.testing.assert_close(
             found, (wanted @ vectors.unsqueeze(2)).squeeze(2), rtol=1e-3, atol=1e-4
         )
@@ -308,7 +313,7 @@ def test_noise_has_the_covariance_of_the_spread() -> None:
     spread.renew(prior, 0.0)
     for slot in (0, 1):
         draws = spread.noise(torch.full((40_000,), slot), generator)
-        wanted = spread.times(torch.full((3,), slot), torch.eye(3))
+        wanted = spread_times(spread, torch.full((3,), slot), torch.eye(3))
         assert draws.mean(0).abs().max() < 0.03 * wanted.diagonal().max().sqrt()
         difference = torch.linalg.matrix_norm(draws.T.cov() - wanted)
         assert difference < 0.05 * torch.linalg.matrix_norm(wanted)
@@ -379,6 +384,16 @@ def test_no_step_is_longer_than_the_longest(size: float) -> None:
     assert (length <= 0.5 * (1 + 1e-3)).all()
     if size == 1e6:
         torch.testing.assert_close(length, torch.full((2,), 0.5), rtol=1e-3, atol=0)
+
+
+def test_a_loader_may_use_one_tensor_for_all_batches() -> None:
+    posterior = a_posterior([1, 1])
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.tensor([2, 3])
+    posterior.draw(ids, generator)
+    ids.copy_(torch.tensor([3, 2]))
+    drawn = posterior.draw(ids, generator)
+    assert torch.equal(drawn, posterior.mean[[1, 0]].to(drawn))
 
 
 def test_an_entity_that_a_batch_repeats_counts_each_time() -> None:

@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -129,6 +129,7 @@ class Spread:
     def __init__(self, num_entities: int, precision: Tensor) -> None:
         self.basis = torch.linalg.inv(_lower_root(precision)).mT
         self.information = precision.new_zeros(num_entities, precision.shape[0])  # h
+        self.variance = torch.ones_like(self.information)  # 1 / (1 + h)
         self.observed = torch.zeros_like(self.information)
         self.mean_fisher = torch.zeros_like(precision)
         self.observed_mean = torch.zeros_like(precision)
@@ -136,16 +137,17 @@ class Spread:
     def noise(self, slots: Tensor, generator: torch.Generator) -> Tensor:
         """Draws from N(0, S_e), (L, D), for entities at positions `slots`, (L,)."""
         draws = _standard_normal(slots.numel(), self.information, generator)
-        return draws * (1 + self.information[slots]).rsqrt() @ self.basis.T
+        return draws * self.variance.index_select(0, slots).sqrt() @ self.basis.T
 
-    def times(self, slots: Tensor, vectors: Tensor) -> Tensor:
-        """S_e v_e, (L, D)."""
-        return (vectors @ self.basis) / (1 + self.information[slots]) @ self.basis.T
+    def observe(self, slots: Tensor, gradients: Tensor) -> Tensor:
+        """Count gradients, (L, D), each of one sample, into the next Fisher information.
 
-    def observe(self, slots: Tensor, gradients: Tensor) -> None:
-        """Count gradients, (L, D), each of one sample, into the next Fisher information."""
-        self.observed.index_add_(0, slots, (gradients @ self.basis).square())
+        returns : B^T g, (L, D)
+        """
+        turned = gradients @ self.basis
+        self.observed.index_add_(0, slots, turned.square())
         self.observed_mean.addmm_(gradients.T, gradients, alpha=1 / len(self.information))
+        return turned
 
     def renew(self, precision: Tensor, memory: float) -> None:
         """Take over what was observed and a prior, (D, D).
@@ -164,11 +166,23 @@ class Spread:
         # What is known, a diagonal in the old basis, has this diagonal in the new one.
         turn = torch.linalg.solve(self.basis.double(), basis)
         self.information = self.information @ turn.square().to(self.basis)
+        self.variance = 1 / (1 + self.information)
         self.basis = basis.to(self.basis)
 
     def total(self) -> Tensor:
         """The sum of all S_e, (D, D)."""
-        return self.basis * (1 / (1 + self.information)).sum(0) @ self.basis.T
+        return self.basis * self.variance.sum(0) @ self.basis.T
+
+
+class _Groups(NamedTuple):
+    """L look-ups by entity.
+
+    entities : (U,) ascending      of : int64 (L,), positions in it      times : int64 (U,)
+    """
+
+    entities: Tensor
+    of: Tensor
+    times: Tensor
 
 
 class Posterior:
@@ -203,6 +217,7 @@ class Posterior:
         self.is_noisy = False
         self.is_moving = False
         self.rate = 0.0
+        self._last_groups: tuple[Tensor, _Groups] | None = None
 
     @property
     def width(self) -> int:
@@ -210,12 +225,12 @@ class Posterior:
 
     def draw(self, ids: Tensor, generator: torch.Generator) -> Tensor:
         """Vectors of entities, ids (L,): (L, D). One without a posterior has the table's own."""
-        entities, inverse = ids.unique(return_inverse=True)
-        vectors = self.means_of(entities)
+        groups = self._grouped(ids)
+        vectors = self.means_of(groups.entities)
         if self.is_noisy:
-            slots, has_own = self._own(entities)
+            slots, has_own = self._own(groups.entities)
             vectors[has_own] += self.spread.noise(slots, generator)
-        return vectors[inverse].to(self.table.weight.dtype)
+        return vectors.index_select(0, groups.of).to(self.table.weight.dtype)
 
     def learn(self, entities: Tensor, gradients: Tensor) -> None:
         """Take the gradients of a batch: observe them and, while moving, make a step.
@@ -223,20 +238,23 @@ class Posterior:
         entities : int64 (L,), repeats allowed      gradients : (L, D), one per sample and entity
         """
         slots, has_own = self._own(entities)
-        gradients = gradients[has_own].to(self.mean.dtype)
-        self.spread.observe(slots, gradients)
+        turned = self.spread.observe(slots, gradients[has_own].to(self.mean.dtype))
         if not self.is_moving:
             return
-        slots, inverse, times = slots.unique(return_inverse=True, return_counts=True)
-        total = self.mean.new_zeros(slots.numel(), self.mean.shape[1])
-        total.index_add_(0, inverse, gradients)
-        mean = self.mean[slots]
-        share = (times / self.count[slots]).unsqueeze(1)  # of the prior: a pass adds up to one
-        total += share * ((mean - self.prior_mean[slots]) @ self.precision)
-        step = self.spread.times(slots, total)
-        length = ((step @ self.precision) * step).mean(1, keepdim=True).clamp_min(0).sqrt()
-        step *= (self.rule.max_step / length.clamp_min(1e-12)).clamp_max(1)
-        self.mean[slots] = mean - self.rate * step
+        # In the basis B of the spread: the prior's precision is 1 there, that of S_e diagonal.
+        groups = self._grouped(entities[has_own])
+        slots = self.slot_of[groups.entities]
+        total = turned.new_zeros(slots.numel(), self.width)
+        total.index_add_(0, groups.of, turned)
+        mean = self.mean.index_select(0, slots)
+        apart = mean - self.prior_mean.index_select(0, slots)
+        basis = self.spread.basis
+        share = (groups.times / self.count[slots]).unsqueeze(1)  # a pass adds up to one prior
+        total.addcmul_(share, apart @ (self.precision @ basis))
+        step = total.mul_(self.spread.variance.index_select(0, slots))
+        length = step.square().mean(1, keepdim=True).sqrt()
+        step *= self.rate * (self.rule.max_step / length.clamp_min(1e-12)).clamp_max(1)
+        self.mean.index_copy_(0, slots, mean.addmm_(step, basis.T, alpha=-1))
 
     def expect_company(self, width: int) -> None:
         """Begin to observe company, of vectors of this width."""
@@ -249,16 +267,27 @@ class Posterior:
 
     def means_of(self, entities: Tensor) -> Tensor:
         """The expected vectors of entities, (L,): (L, D), detached."""
-        means = self.table.look_up(entities).detach().to(self.mean.dtype)
         slots, has_own = self._own(entities)
+        if isinstance(has_own, slice):
+            return self.mean.index_select(0, slots)
+        means = self.table.look_up(entities).detach().to(self.mean.dtype)
         means[has_own] = self.mean[slots]
         return means
 
-    def _own(self, entities: Tensor) -> tuple[Tensor, Tensor]:
-        """Of entities, (L,), the positions of those with a posterior, and which they are, (L,)."""
-        slots = self.slot_of[entities]
+    def _own(self, entities: Tensor) -> tuple[Tensor, Tensor | slice]:
+        """Of entities, (L,), the positions of those with a posterior, and an index of them: a mask,
+        (L,), or a slice where all have one.
+        """
+        slots = self.slot_of.index_select(0, entities)
         has_own = slots >= 0
-        return slots[has_own], has_own
+        return (slots, slice(None)) if bool(has_own.all()) else (slots[has_own], has_own)
+
+    def _grouped(self, entities: Tensor) -> _Groups:
+        """Look-ups of entities, (L,), by entity; kept, for a batch draws and learns by the same."""
+        if self._last_groups is None or not torch.equal(self._last_groups[0], entities):
+            unique = entities.unique(return_inverse=True, return_counts=True)
+            self._last_groups = entities.clone(), _Groups(*unique)
+        return self._last_groups[1]
 
     def end_pass(self, *, memory: float, refit_prior: bool) -> None:
         """Take over the Fisher information of a pass, and set the prior anew."""
@@ -428,7 +457,7 @@ class PersonalFit:
         for name, one in pairs.items():
             others = [looked_up[other] for other in self._company_of(name)]
             if others:
-                company = torch.cat(others, 1)[one.samples]
+                company = torch.cat(others, 1).index_select(0, one.samples)
                 self.posteriors[name].meet(one.entities, company)
 
 
