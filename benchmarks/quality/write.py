@@ -3,8 +3,9 @@
     celrec bench benchmarks/quality/ml_100k.toml        # for every suite, as long as it takes
     python -m benchmarks.quality.write [--runs FOLDER]
 
-Pages are written of the suites that have results under --runs. RESULTS.md sums up all pages that
-are there, older ones too, and says which suites have none.
+Pages are written of the suites that have results under --runs, together with the records of them
+(record.py) in benchmarks/results/records: a suite may be run in parts. RESULTS.md sums up all pages
+that are there, older ones too, and says which suites have none.
 """
 
 from __future__ import annotations
@@ -28,26 +29,24 @@ from benchmarks.quality.headlines import (
     table,
     unfinished,
 )
+from benchmarks.quality.record import Record
 from benchmarks.readme import replace_block
 from celrec.experiments.config import RunConfig
 from celrec.experiments.peers import PEERS
-from celrec.experiments.suite import FULL, SUITE_FILE, TRIALS_FILE, SuiteConfig, has_budget
+from celrec.experiments.suite import FULL, TRIALS_FILE, SuiteConfig, has_budget
 from celrec.experiments.suite_results import (
     OURS,
     RANKED,
     TIE,
     Comparison,
     Slice,
-    cold_comparisons,
-    comparisons,
-    ranking_comparisons,
-    read_trials,
     standings,
 )
 from celrec.report.style import spread_apart
 
 SUITES = ROOT / "benchmarks" / "quality"
 PAGES = ROOT / "benchmarks" / "results"
+RECORDS = PAGES / "records"
 SUMMARY = ROOT / "benchmarks" / "RESULTS.md"
 PLOT_HEIGHT = 230  # of the axes, in points
 NUM_NAMED = 4  # lines of other methods that get a colour and a name
@@ -123,10 +122,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     options = parser.parse_args()
     for file in sorted(SUITES.glob("*.toml")):
-        folder = options.runs / file.stem
-        if (folder / TRIALS_FILE).exists():
-            suite = SuiteConfig.read(folder / SUITE_FILE)
-            text, headlines = page(file.stem, suite, folder)
+        folder, kept = options.runs / file.stem, RECORDS / file.stem
+        has_runs, has_record = ((some / TRIALS_FILE).exists() for some in (folder, kept))
+        if has_runs:
+            part = Record.of_runs(folder)
+            record = Record.read(kept).with_part(part) if has_record else part
+            record.write(kept)
+        if has_runs or has_record:
+            text, headlines = page(file.stem, Record.read(kept))
             (PAGES / f"{file.stem}.md").write_text(text, encoding="utf-8")
             headlines.write(PAGES / f"{file.stem}.json")
     SUMMARY.write_text(summary(), encoding="utf-8")
@@ -168,14 +171,12 @@ def summary() -> str:
     )
 
 
-def page(name: str, suite: SuiteConfig, folder: Path) -> tuple[str, Headlines]:
+def page(name: str, record: Record) -> tuple[str, Headlines]:
     """A suite's page and what RESULTS.md says of it; draws its plot, too."""
-    trials = read_trials(folder)
+    suite, trials, compared = record.suite, record.trials, record.compared
     table = standings(trials, suite.metric)
-    compared = comparisons(suite, folder)
-    cold_compared = cold_comparisons(suite, folder)
     plot(name, suite, table)
-    tried = trials["method"].unique().to_list()
+    tried = record.methods
     not_run = [method for method in suite.methods if method not in tried]
     present = [m for m in suite.methods if m in table["method"].to_list()]
     commits = ", ".join(sorted(trials["commit"].unique().to_list()))
@@ -197,18 +198,19 @@ def page(name: str, suite: SuiteConfig, folder: Path) -> tuple[str, Headlines]:
             "",
             *wins(suite, compared),
             "",
-            *cold(suite, cold_compared),
-            *rankings(suite, folder, trials, present),
+            *cold(suite, record.cold),
+            *rankings(suite, record, present),
             f"{suite.trials} tuning trials for each method at 1/{1 / suite.tuning_budget:g}, seeds "
             f"{', '.join(map(str, suite.seeds))}; commit {commits}; "
             f"data {trials['data_fingerprint'].drop_nulls()[0][:12]}. A dash: the method cannot be "
             "as small, or has not been run.",
+            *in_parts(suite, record),
             *absent(not_run, [m for m in suite.methods if m in tried and m not in present]),
             *failures(trials),
             "",
         ]
     )
-    return text, Headlines.of(name, suite, not_run, compared, cold_compared)
+    return text, Headlines.of(name, suite, not_run, compared, record.cold)
 
 
 def verdict(suite: SuiteConfig, compared: list[Comparison], table: pl.DataFrame) -> str:
@@ -321,11 +323,9 @@ def constructed(suite: SuiteConfig) -> list[str]:
     ]
 
 
-def rankings(
-    suite: SuiteConfig, folder: Path, trials: pl.DataFrame, present: list[str]
-) -> list[str]:
+def rankings(suite: SuiteConfig, record: Record, present: list[str]) -> list[str]:
     """NDCG@10 of all items, and ours against the best other of its size and full tables."""
-    compared = ranking_comparisons(suite, folder)
+    compared, trials = record.ranked, record.trials
     if not compared:
         return []
     ranked = trials.filter(pl.col(RANKED).is_not_null())
@@ -393,6 +393,18 @@ def _slice_name(some: Slice) -> str:
     if some.least < some.most:
         return f"{some.side}s with at most {some.most} training events"
     return f"{some.side}s with {some.most}"
+
+
+def in_parts(suite: SuiteConfig, record: Record) -> list[str]:
+    """What a reader must know of a suite that was not run in one go."""
+    if not record.drift:
+        return []
+    drift = f"{record.drift:.4f}" if suite.metric == "auc" else f"{record.drift:.2%}"
+    return [
+        "",
+        "The methods were run in parts, and ours in each; a method is compared with ours of its "
+        f"own part. Means of ours differ by at most {drift} between parts.",
+    ]
 
 
 def absent(not_run: list[str], without_figures: list[str]) -> list[str]:
