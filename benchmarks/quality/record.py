@@ -36,7 +36,7 @@ from celrec.experiments.suite_results import (
     standings,
 )
 
-_COMPARISONS_FILE = "comparisons.json"
+COMPARISONS_FILE = "comparisons.json"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Record:
     @classmethod
     def read(cls, folder: Path) -> Record:
         """What `write` left."""
-        kept = json.loads((folder / _COMPARISONS_FILE).read_text(encoding="utf-8"))
+        kept = json.loads((folder / COMPARISONS_FILE).read_text(encoding="utf-8"))
         return cls(
             SuiteConfig.read(folder / SUITE_FILE),
             read_trials(folder),
@@ -96,7 +96,7 @@ class Record:
             "ranked": [asdict(one) for one in self.ranked],
         }
         write_text(folder / SUITE_FILE, replace(self.suite, common=_common(self.suite)).to_toml())
-        write_text(folder / _COMPARISONS_FILE, json.dumps(kept, indent=1) + "\n")
+        write_text(folder / COMPARISONS_FILE, json.dumps(kept, indent=1) + "\n")
         source = self.suite.common["data"]["source"]  # in each line's configuration, too
         trials = self.trials.with_columns(
             pl.col("config").str.replace_all(source, Path(source).name, literal=True)

@@ -29,7 +29,7 @@ from benchmarks.quality.headlines import (
     table,
     unfinished,
 )
-from benchmarks.quality.record import Record
+from benchmarks.quality.record import COMPARISONS_FILE, Record
 from benchmarks.readme import replace_block
 from celrec.experiments.config import RunConfig
 from celrec.experiments.peers import PEERS
@@ -203,7 +203,8 @@ def page(name: str, record: Record) -> tuple[str, Headlines]:
             f"{suite.trials} tuning trials for each method at 1/{1 / suite.tuning_budget:g}, seeds "
             f"{', '.join(map(str, suite.seeds))}; commit {commits}; "
             f"data {trials['data_fingerprint'].drop_nulls()[0][:12]}. A dash: the method cannot be "
-            "as small, or has not been run.",
+            f"as small, or has not been run. [All trials](records/{name}/{TRIALS_FILE}), with "
+            f"settings, and [all comparisons](records/{name}/{COMPARISONS_FILE}).",
             *in_parts(suite, record),
             *absent(not_run, [m for m in suite.methods if m in tried and m not in present]),
             *failures(trials),
