@@ -17,15 +17,81 @@ def random_matrix(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_features_are_centred_sums_over_the_root_of_the_count() -> None:
-    slots, vectors = torch.tensor([0, 2, 0, 0, 2, 3]), random_matrix(6, 3)
-    company = Company(5, 3, vectors)
-    for some in (slice(0, 4), slice(4, 6)):
+def drawn_company(num_entities: int, width: int) -> tuple[Company, Tensor, Tensor, Tensor]:
+    """Company of entities with 1 to 20 samples each: what was observed, f_e, S_b and S_w."""
+    count = torch.arange(num_entities) % 20 + 1
+    between, within = (
+        mix @ mix.T + 0.1 * torch.eye(width)
+        for mix in (random_matrix(width, width, seed=1), 6 * random_matrix(width, width, seed=2))
+    )
+    own = random_matrix(num_entities, width, seed=3) @ torch.linalg.cholesky(between).T
+    slots = torch.arange(num_entities).repeat_interleave(count)
+    noise = random_matrix(len(slots), width, seed=4) @ torch.linalg.cholesky(within).T
+    vectors = 3 + own[slots] + noise
+    company = Company(num_entities + 1, width, vectors)  # one is never observed
+    for some in torch.randperm(len(slots), generator=torch.Generator().manual_seed(5)).split(999):
         company.observe(slots[some], vectors[some])
-    for slot, found in enumerate(company.features()):
-        own = vectors[slots == slot] - vectors.mean(0)
-        wanted = own.sum(0) / max(1, len(own)) ** 0.5
-        torch.testing.assert_close(found, wanted)
+    return company, own, between, within
+
+
+def test_features_are_the_best_guesses_of_what_entities_keep_company_with() -> None:
+    """In coordinates of their own: what they explain of f_e is what the guesses explain."""
+    company, own, between, within = drawn_company(8000, 3)
+    found = company.features()
+    assert (found[-1] == 0).all()
+    count = company.count[:-1].double().unsqueeze(1)
+    apart = company.sums[:-1] / count - company.sums.sum(0) / company.count.sum()
+    wanted = torch.stack(
+        [
+            between.double() @ torch.linalg.solve(between.double() + within.double() / n, one)
+            for n, one in zip(count, apart, strict=True)
+        ]
+    )
+    back = torch.linalg.lstsq(found[:-1].double(), wanted).solution
+    left = found[:-1].double() @ back - wanted
+    assert left.square().mean() < 0.01 * wanted.square().mean()
+    error = (own - wanted).square().mean()
+    assert error < 0.9 * (own - apart).square().mean()
+
+
+def test_the_company_of_few_samples_counts_for_less() -> None:
+    company, _, _, _ = drawn_company(8000, 3)
+    size = company.features()[:-1].square().sum(1)
+    by_count = [float(size[company.count[:-1] == n].mean()) for n in (1, 3, 10, 20)]
+    assert by_count == sorted(by_count)
+    assert by_count[0] < 0.5 * by_count[-1]
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_company_that_cannot_be_told_apart_says_nothing(offset: float) -> None:
+    single = Company(50, 3, torch.empty(0))
+    single.observe(torch.arange(50), random_matrix(50, 3) + offset)  # no entity has two samples
+    equal = Company(50, 3, torch.empty(0))
+    equal.observe(torch.arange(50).repeat(4), torch.full((200, 3), offset))
+    alone = Company(1, 3, torch.empty(0))
+    alone.observe(torch.zeros(50, dtype=torch.long), random_matrix(50, 3) + offset)
+    for company in (single, equal, alone, Company(50, 3, torch.empty(0))):
+        found = company.features()
+        assert found.shape == company.sums.shape
+        assert found.abs().max() < 1e-3
+
+
+def test_company_that_lies_in_a_plane_can_be_told_apart_within_it() -> None:
+    """As at the start of a fit, when vectors are mixes of few rows."""
+    company, plane = Company(200, 4, torch.empty(0)), random_matrix(2, 4, seed=1)
+    slots = torch.arange(200).repeat(10)
+    coordinates = random_matrix(200, 2, seed=2)[slots] + random_matrix(2000, 2, seed=3)
+    company.observe(slots, coordinates @ plane + 5)
+    found = company.features()
+    assert found.isfinite().all()
+    assert (found.square().mean(0) > 1e-3).sum() == 2
+
+
+def test_company_that_is_not_finite_is_refused() -> None:
+    company = Company(2, 2, torch.empty(0))
+    company.observe(torch.tensor([0, 0, 1]), torch.tensor([[1.0, 2], [torch.nan, 1], [0, 0]]))
+    with pytest.raises(torch.linalg.LinAlgError):
+        company.features()
 
 
 def test_what_depends_on_company_alone_is_told_by_it() -> None:

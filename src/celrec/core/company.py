@@ -2,16 +2,23 @@
 
 Two users who watched the same films are alike, whatever either thought of them. So the prior of a
 vector need not have one mean for all entities. With v_j the vectors that sample j looks up in the
-other tables, end to end, and a bar for the mean over samples,
+other tables, end to end, an entity has a company of its own, around which its samples lie:
 
-    f_e = 1 / sqrt(n_e) sum_j (v_j - v_bar)        mean of x_e  =  c + W f_e
+    v_j ~ N(v_bar + f_e, S_w)       f_e ~ N(0, S_b)       mean of x_e  =  c + W f_e
 
-c and W are fitted to all vectors of the table by least squares. They serve training alone and are
-then forgotten. With few samples f_e is small; where company says nothing W is.
+f_e is guessed. A few samples are mostly chance, and the guess stays near 0 then:
 
-Source of f_e and its root: the implicit feedback of SVD++ (Koren, "Factorization meets the
-neighborhood", KDD 2008, equation 15). There every item has a second vector for it; here the
-vectors that exist serve. Of a prior with a regression for its mean: Agarwal and Chen,
+    f_e = S_b (S_b + S_w / n_e)^-1 (mean of the v_j - v_bar)
+
+S_w and S_b, how company differs within entities and between them, come from an analysis of
+variance. c and W are fitted to all vectors of the table by least squares. All this serves training
+alone and is then forgotten.
+
+Sources. Of the guess, the best linear prediction of a random effect: Robinson, "That BLUP is a good
+thing", Statistical Science 6 (1991), section 2; of its variances: Searle, Casella and McCulloch,
+"Variance components" (1992), section 3.6. That company tells: the implicit feedback of SVD++
+(Koren, "Factorization meets the neighborhood", KDD 2008, equation 15), which divides a sum of
+vectors by the root of n_e. Of a prior with a regression for its mean: Agarwal and Chen,
 "Regression-based latent factor models", KDD 2009.
 """
 
@@ -21,6 +28,7 @@ import torch
 from torch import Tensor
 
 _RIDGE = 10.0  # entities' worth of company without influence
+_EPSILON = 1e-6  # of the variance of all samples, for directions without any
 
 
 class Company:
@@ -32,23 +40,42 @@ class Company:
     def __init__(self, num_entities: int, width: int, like: Tensor) -> None:
         self.sums = like.new_zeros(num_entities, width)
         self.count = like.new_zeros(num_entities)
+        self.products = like.new_zeros(width, width, dtype=torch.float64)  # sum of v_j v_j^T
 
     def observe(self, slots: Tensor, vectors: Tensor) -> None:
         """Count samples: v_j, (L, Q), for entities at positions `slots`, (L,)."""
         self.sums.index_add_(0, slots, vectors)
         self.count.index_add_(0, slots, torch.ones_like(slots, dtype=self.count.dtype))
+        self.products.addmm_(vectors.double().T, vectors.double())
 
     def features(self) -> Tensor:
-        """f_e, (P, Q); 0 for an entity that was not observed.
+        """f_e, (P, Q), in coordinates in which S_w is 1 and S_b diagonal; 0 where nothing was
+        observed, and where nothing can be told: no entity has two samples, or all v_j are equal.
+
+        raises : torch.linalg.LinAlgError where a v_j is not finite
 
         >>> company = Company(2, 1, torch.empty(0))
-        >>> company.observe(torch.tensor([0, 0, 0, 0, 1]), torch.tensor([3.0, 3, 3, 3, 8])[:, None])
-        >>> company.features().flatten().tolist()
-        [-2.0, 4.0]
+        >>> company.observe(torch.tensor([0, 0, 1, 1]), torch.tensor([2.0, 4, 7, 9])[:, None])
+        >>> company.features().flatten().tolist()  # 0.92 of 2.5 / sqrt(2), either way
+        [-1.626..., 1.626...]
         """
-        count = self.count.unsqueeze(1)
-        mean = self.sums.sum(0) / count.sum().clamp_min(1)
-        return (self.sums - count * mean) / count.clamp_min(1).sqrt()
+        sums, count = self.sums.double(), self.count.double().unsqueeze(1)
+        num_samples, num_seen = count.sum(), (count > 0).sum()
+        mean = sums.sum(0) / num_samples.clamp_min(1)
+        apart = sums / count.clamp_min(1) - mean * (count > 0)  # (P, Q)
+        between = apart.T @ (apart * count)
+        total = self.products - num_samples * mean.outer(mean)
+        within = (total - between) / (num_samples - num_seen).clamp_min(1)
+        within.diagonal().add_(_EPSILON * total.diagonal().mean() / num_samples.clamp_min(1))
+        if num_samples <= num_seen or num_seen < 2 or not bool(within.any()):
+            return torch.zeros_like(self.sums)
+        samples_each = (num_samples - count.square().sum() / num_samples) / (num_seen - 1)
+        between = (between / (num_seen - 1) - within) / samples_each
+        inverse = torch.linalg.inv(torch.linalg.cholesky(within))
+        variance, directions = torch.linalg.eigh(inverse @ between @ inverse.T)  # of S_b
+        variance = variance.clamp_min(0)
+        trust = variance / (variance + 1 / count.clamp_min(1))
+        return (trust * (apart @ inverse.T @ directions)).to(self.sums)
 
 
 def expected_vectors(vectors: Tensor, features: Tensor) -> Tensor:
