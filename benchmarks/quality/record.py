@@ -108,8 +108,8 @@ class Record:
 
     @property
     def methods(self) -> set[str]:
-        """Those that were tried."""
-        return set(self.trials["method"])
+        """Those that were scored, or failed to be; not those that were tuned alone."""
+        return set(self.trials.filter(kind="final")["method"])
 
     def with_part(self, part: Record) -> Record:
         """Both together; where both have a method, as the part has it.
@@ -145,7 +145,10 @@ class Record:
         def of_kept(found: list[Comparison]) -> list[Comparison]:
             return [one for one in found if one.method in kept]
 
-        trials = [self.trials.filter(pl.col("method").is_in(list(kept))), part.trials]
+        trials = [
+            one.trials.filter(pl.col("method").is_in(list(methods)))
+            for one, methods in ((self, kept), (part, part.methods))
+        ]
         return replace(
             part,
             trials=pl.concat(trials, how="diagonal_relaxed"),
