@@ -358,6 +358,35 @@ def test_a_full_step_on_one_batch_finds_the_mean_of_the_posterior() -> None:
         torch.testing.assert_close(posterior.mean[slot], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_vector_without_one_of_its_samples_is_what_the_others_make_of_it() -> None:
+    """A linear model with unit noise, with residuals of one where its posteriors are at rest.
+
+    Its features are axes of the shared basis; entity 5 has no posterior.
+    """
+    posterior = a_posterior([3, 1])
+    generator = torch.Generator().manual_seed(0)
+    entities = torch.tensor([2, 2, 3, 2])
+    axes = torch.linalg.inv(posterior.spread.basis)
+    features = axes[[0, 0, 1, 2]] * torch.rand(4, 1, generator=generator) * 3
+    gradients = -features * torch.tensor([[1.0], [-1], [1], [1]])
+    posterior.is_moving = False
+    posterior.learn(entities, gradients)
+    prior = posterior.precision
+    posterior.spread.renew(prior, 0.0)
+    found = posterior.means_without(entities, gradients)
+    for sample, entity in enumerate(entities.tolist()):
+        others = (entities == entity) & (torch.arange(4) != sample)
+        mean, z = posterior.mean[entity - 2], features[others]
+        # At rest, the prior pulls as much as all gradients do; at `wanted`, as those of the others.
+        pull = -gradients[entities == entity].sum(0)
+        left = pull + gradients[others].sum(0)
+        wanted = mean - torch.linalg.solve(prior + z.T @ z, left)
+        torch.testing.assert_close(found[sample], wanted, rtol=1e-3, atol=1e-4)
+    stranger = torch.tensor([2, 5])
+    found = posterior.means_without(stranger, torch.ones(2, 3))[1]
+    assert torch.equal(found, posterior.table.look_up(stranger)[1])
+
+
 def test_the_prior_pulls_once_in_a_pass_however_it_is_cut() -> None:
     """Without gradients, small steps leave exp(-rate) of the distance to the centre."""
     entities = torch.tensor([2, 2, 2, 2, 3, 2, 2, 2, 2])

@@ -6,7 +6,8 @@ other tables, end to end, an entity has a company of its own, around which its s
 
     v_j ~ N(v_bar + f_e, S_w)       f_e ~ N(0, S_b)       mean of x_e  =  c + W f_e
 
-f_e is guessed. A few samples are mostly chance, and the guess stays near 0 then:
+The v_j are the means of posteriors, as they would be without sample j: what e itself has told them
+is no news of e. f_e is guessed. A few samples are mostly chance, and the guess stays near 0 then:
 
     f_e = S_b (S_b + S_w / n_e)^-1 (mean of the v_j - v_bar)
 

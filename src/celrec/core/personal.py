@@ -274,6 +274,19 @@ class Posterior:
         means[has_own] = self.mean[slots]
         return means
 
+    def means_without(self, entities: Tensor, gradients: Tensor) -> Tensor:
+        """The expected vectors of entities, (L,), had each not seen one of its samples: (L, D).
+
+        gradients : (L, D), of the losses of these samples
+        """
+        slots, has_own = self._own(entities)
+        means = self.means_of(entities)
+        turned = gradients[has_own].to(means) @ self.spread.basis
+        precision = 1 / self.spread.variance.index_select(0, slots)  # 1 + h, of which g^2 goes
+        step = turned / (precision - turned.square()).clamp_min(1)
+        means[has_own] += step @ self.spread.basis.T
+        return means
+
     def _own(self, entities: Tensor) -> tuple[Tensor, Tensor | slice]:
         """Of entities, (L,), the positions of those with a posterior, and an index of them: a mask,
         (L,), or a slice where all have one.
@@ -446,14 +459,19 @@ class PersonalFit:
                     self.twins[name].discard(other)
 
     def _meet(self, pairs: Mapping[str, SampleEntityPairs]) -> None:
-        """Tell each entity of a batch what its samples look up in the other tables."""
+        """Tell each entity of a batch what its samples look up in the other tables.
+
+        That is, vectors as they would be without that sample. Else an entity's own labels, which
+        moved these vectors, would be counted twice: by the prior, and by its posterior.
+        """
         num_samples = 1 + max((int(one.samples.max()) for one in pairs.values()), default=-1)
         looked_up = {}
         for name, posterior in self.posteriors.items():
             looked_up[name] = posterior.mean.new_zeros(num_samples, posterior.width)
             if name in pairs:
-                vectors = posterior.means_of(pairs[name].entities)
-                looked_up[name].index_add_(0, pairs[name].samples, vectors)
+                one = pairs[name]
+                vectors = posterior.means_without(one.entities, one.gradients)
+                looked_up[name].index_add_(0, one.samples, vectors)
         for name, one in pairs.items():
             others = [looked_up[other] for other in self._company_of(name)]
             if others:
