@@ -87,6 +87,19 @@ def test_company_that_lies_in_a_plane_can_be_told_apart_within_it() -> None:
     assert (found.square().mean(0) > 1e-3).sum() == 2
 
 
+def test_company_that_differs_by_little_of_its_length_can_be_told_apart() -> None:
+    """As after a few steps of training: 64 numbers that are all but equal."""
+    slots = torch.arange(60).repeat(40)
+    apart = random_matrix(60, 64, seed=1)[slots] + random_matrix(2400, 64, seed=2)
+    found = []
+    for offset, scale in ((0.0, 1.0), (1.0, 1e-5)):
+        company = Company(60, 64, torch.empty(0))
+        for some in torch.arange(2400).split(500):
+            company.observe(slots[some], offset + scale * apart[some])
+        found.append(company.features().square().sum(1))
+    torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0)
+
+
 def test_company_that_is_not_finite_is_refused() -> None:
     company = Company(2, 2, torch.empty(0))
     company.observe(torch.tensor([0, 0, 1]), torch.tensor([[1.0, 2], [torch.nan, 1], [0, 0]]))

@@ -30,6 +30,7 @@ from torch import Tensor
 
 _RIDGE = 10.0  # entities' worth of company without influence
 _EPSILON = 1e-6  # of the variance of all samples, for directions without any
+_ROUNDING = 1e-12  # of the squares of all samples, below which no variance can be told
 
 
 class Company:
@@ -39,15 +40,18 @@ class Company:
     """
 
     def __init__(self, num_entities: int, width: int, like: Tensor) -> None:
-        self.sums = like.new_zeros(num_entities, width)
-        self.count = like.new_zeros(num_entities)
-        self.products = like.new_zeros(width, width, dtype=torch.float64)  # sum of v_j v_j^T
+        # In double, for vectors may differ by little of their length: sums of v_j and of v_j v_j^T.
+        self.sums = like.new_zeros(num_entities, width, dtype=torch.float64)
+        self.products = like.new_zeros(width, width, dtype=torch.float64)
+        self.count = like.new_zeros(num_entities, dtype=torch.float64)
+        self.dtype = like.dtype
 
     def observe(self, slots: Tensor, vectors: Tensor) -> None:
         """Count samples: v_j, (L, Q), for entities at positions `slots`, (L,)."""
+        vectors = vectors.double()
         self.sums.index_add_(0, slots, vectors)
         self.count.index_add_(0, slots, torch.ones_like(slots, dtype=self.count.dtype))
-        self.products.addmm_(vectors.double().T, vectors.double())
+        self.products.addmm_(vectors.T, vectors)
 
     def features(self) -> Tensor:
         """f_e, (P, Q), in coordinates in which S_w is 1 and S_b diagonal; 0 where nothing was
@@ -60,23 +64,26 @@ class Company:
         >>> company.features().flatten().tolist()  # 0.92 of 2.5 / sqrt(2), either way
         [-1.626..., 1.626...]
         """
-        sums, count = self.sums.double(), self.count.double().unsqueeze(1)
+        sums, count = self.sums, self.count.unsqueeze(1)
         num_samples, num_seen = count.sum(), (count > 0).sum()
         mean = sums.sum(0) / num_samples.clamp_min(1)
         apart = sums / count.clamp_min(1) - mean * (count > 0)  # (P, Q)
         between = apart.T @ (apart * count)
         total = self.products - num_samples * mean.outer(mean)
         within = (total - between) / (num_samples - num_seen).clamp_min(1)
-        within.diagonal().add_(_EPSILON * total.diagonal().mean() / num_samples.clamp_min(1))
-        if num_samples <= num_seen or num_seen < 2 or not bool(within.any()):
-            return torch.zeros_like(self.sums)
+        size = self.products.diagonal().mean()
+        if num_samples <= num_seen or num_seen < 2 or total.diagonal().mean() <= _ROUNDING * size:
+            return torch.zeros_like(self.sums, dtype=self.dtype)
+        within.diagonal().add_(
+            (_EPSILON * total.diagonal().mean() + _ROUNDING * size) / num_samples
+        )
         samples_each = (num_samples - count.square().sum() / num_samples) / (num_seen - 1)
         between = (between / (num_seen - 1) - within) / samples_each
         inverse = torch.linalg.inv(torch.linalg.cholesky(within))
         variance, directions = torch.linalg.eigh(inverse @ between @ inverse.T)  # of S_b
         variance = variance.clamp_min(0)
         trust = variance / (variance + 1 / count.clamp_min(1))
-        return (trust * (apart @ inverse.T @ directions)).to(self.sums)
+        return (trust * (apart @ inverse.T @ directions)).to(self.dtype)
 
 
 def expected_vectors(vectors: Tensor, features: Tensor) -> Tensor:
