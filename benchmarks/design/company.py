@@ -62,7 +62,7 @@ has few events by accident is then taken for one who has few for a reason.
 """
 
 
-def measure(suite_name: str, data: Path, way: str, budget: float, seed: int) -> float:
+def measure(suite_name: str, way: str, budget: float, seed: int, data: Path) -> float:
     suite = SuiteConfig.read(ROOT / "benchmarks" / "quality" / f"{suite_name}.toml")
     suite = suite.with_data_in(data)
     values = suite.run_values("clustered", {}, seed, is_final=False)
@@ -101,9 +101,8 @@ def main() -> None:
     options = parser.parse_args()
     cells = [(suite, way, budget) for suite in SUITES for way in WAYS for budget in BUDGETS]
     work = {
-        "-".join(map(str, (*cell, seed))): Job(measure, (suite, options.data, way, budget, seed))
+        "-".join(map(str, (*cell, seed))): Job(measure, (*cell, seed), (options.data,))
         for cell in cells
-        for suite, way, budget in [cell]
         for seed in SEEDS
     }
     jobs = Jobs(options.out, options.processes)
