@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from celrec import ClusteredEmbedding, ClusterOptimizer
 from celrec.core.company import Company, expected_vectors
 from celrec.core.personal import PersonalFit, PersonalRule
+from celrec.errors import SampleError
 
 
 def random_matrix(*shape: int, seed: int = 0) -> Tensor:
@@ -204,6 +206,56 @@ def test_choices_help_to_know_users_of_few_ratings(
         patch.setattr(PersonalFit, "_company_of", lambda self, name: [])
         clusters.personalize(data.batches, rule=RULE)
     assert data.error(model) < 0.9 * data.error(alone)
+
+
+def test_samples_that_were_drawn_tell_nothing_of_company(
+    data: ChosenItems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    mixed = []
+    for users, items, labels in data.batches:
+        drawn = torch.randint(NUM_ITEMS, (len(users),), generator=generator)
+        labels = torch.cat([labels, torch.full((len(users),), torch.nan)])
+        mixed.append((users.repeat(2), torch.cat([items, drawn]), labels))
+
+    def has_label(batch: tuple[Tensor, ...]) -> Tensor:
+        return ~batch[2].isnan()
+
+    def fitted(**options: Any) -> Dot:
+        model, clusters = data.clusters()
+
+        def loss_of_observed(batch: tuple[Tensor, ...]) -> Tensor:
+            users, items, labels = batch
+            apart = model(users, items) - labels.where(has_label(batch), 0)
+            return apart.square() / (2 * 2**2) * has_label(batch)
+
+        clusters.per_sample_loss = loss_of_observed
+        clusters.personalize(mixed, rule=RULE, **options)
+        return model
+
+    company_told = fitted(is_observed=has_label)
+    with monkeypatch.context() as patch:
+        patch.setattr(PersonalFit, "_company_of", lambda self, name: [])
+        no_company = fitted()
+    gained = data.error(no_company) - data.error(company_told)
+    assert data.error(no_company) - data.error(fitted()) < 0.8 * gained
+    assert gained > 0.1 * data.error(no_company)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda batch: batch[2],
+        lambda batch: (batch[2] > 0).unsqueeze(1),
+        lambda batch: batch[2][1:] > 0,
+    ],
+)
+def test_what_was_observed_is_a_mask_of_samples(data: ChosenItems, wrong: Any) -> None:
+    model, clusters = data.clusters()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(SampleError, match=r"is_observed gave torch\..*; wanted torch.bool of sh"):
+        clusters.personalize(data.batches, rule=RULE, is_observed=wrong)
+    torch.testing.assert_close(model.state_dict(), before)
 
 
 def test_a_second_table_of_the_same_entities_is_no_company(

@@ -41,6 +41,10 @@ def test_a_negative_is_never_known(
     if positives.timestamp is not None:
         assert both.timestamp is not None
         assert both.timestamp.tolist() == np.repeat(positives.timestamp, m).tolist()
+    assert both.has_drawn_negatives
+    assert both.take(np.arange(len(both))).has_drawn_negatives
+    for counted in ("user_counts", "item_counts"):
+        assert getattr(both, counted)().tolist() == getattr(positives, counted)().tolist()
     for user, item, label in zip(
         both.user.tolist(), both.item.tolist(), both.label.tolist(), strict=True
     ):

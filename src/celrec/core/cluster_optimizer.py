@@ -47,7 +47,7 @@ from celrec.core.merge import (
     plan_merges,
 )
 from celrec.core.optimizer_rows import copy_optimizer_rows
-from celrec.core.personal import PersonalFit, PersonalRule, Posterior
+from celrec.core.personal import IsObserved, PersonalFit, PersonalRule, Posterior
 from celrec.core.reassign import ReassignPlan, ReassignRule, decide, proposal_losses
 from celrec.core.recording import (
     PerSampleLoss,
@@ -238,6 +238,7 @@ class ClusterOptimizer:
         batches: Iterable[Any],
         *,
         rule: PersonalRule | None = None,
+        is_observed: IsObserved | None = None,
         after_pass: Callable[[float], None] | None = None,
     ) -> list[Event]:
         """Give every entity with data a vector of its own; see personal.py.
@@ -247,13 +248,15 @@ class ClusterOptimizer:
 
         batches : as for `round`; best in a new order each time
         rule : see PersonalRule
+        is_observed : batch -> bool (B,), the samples that happened; None: all. Others, such as
+            drawn negatives, train vectors but do not tell what company an entity keeps
         after_pass : told the mean loss of each pass, in nats: the place to set the noise variance
             of a squared error anew
         raises : LossError, SampleError; codes and vectors are then as before, other parameters may
             have been trained
         """
         with codes_kept_on_error(self.tables.values()):
-            return self._personalize(batches, None, rule or PersonalRule(), after_pass)
+            return self._personalize(batches, None, rule or PersonalRule(), is_observed, after_pass)
 
     def encode(
         self,
@@ -261,42 +264,46 @@ class ClusterOptimizer:
         bytes_per_entity: float,
         *,
         rule: PersonalRule | None = None,
+        is_observed: IsObserved | None = None,
         after_pass: Callable[[float], None] | None = None,
     ) -> list[Event]:
         """Make the most of a byte budget: additive codes, or personal vectors; see encode.py.
 
         bytes_per_entity : total bytes, rows included, over the entities of all tables
-        batches, rule, after_pass : as for `personalize`
+        batches, rule, is_observed, after_pass : as for `personalize`
         raises : ArgumentError if rows and hard codes take more; LossError, SampleError; codes and
             vectors are then as before, other parameters may have been trained
         """
         check_number("bytes_per_entity", bytes_per_entity, above=0)
         with codes_kept_on_error(self.tables.values()):
-            return self._encode(batches, bytes_per_entity, rule, after_pass)
+            return self._encode(
+                batches, bytes_per_entity, rule or PersonalRule(), is_observed, after_pass
+            )
 
     def _encode(
         self,
         batches: Iterable[Any],
         bytes_per_entity: float,
-        rule: PersonalRule | None,
+        rule: PersonalRule,
+        is_observed: IsObserved | None,
         after_pass: Callable[[float], None] | None,
     ) -> list[Event]:
         for table in self.tables.values():
             table.harden()
         budget = Budget.of(self.tables, bytes_per_entity)
-        rule = rule or PersonalRule()
         if budget.bits is not None:
             events = self.blend(batches, budget.blend_size)
             rule = replace(rule, bits=budget.bits)
-            return events + self._personalize(batches, None, rule, after_pass)
+            return events + self._personalize(batches, None, rule, is_observed, after_pass)
         self.blend(batches, BLEND_SIZE)  # where the fit begins; nothing of it stays
-        return self._personalize(batches, budget, rule, after_pass)
+        return self._personalize(batches, budget, rule, is_observed, after_pass)
 
     def _personalize(
         self,
         batches: Iterable[Any],
         levels: Budget | None,
         rule: PersonalRule,
+        is_observed: IsObserved | None,
         after_pass: Callable[[float], None] | None,
     ) -> list[Event]:
         """Fit personal vectors; keep them, or additive codes of them where `levels` says which."""
@@ -322,6 +329,7 @@ class ClusterOptimizer:
                 rule=rule,
                 sample_of=self.sample_of,
                 generator=self.generator,
+                is_observed=is_observed,
                 optimizer=self.optimizer,
                 parameters=[
                     parameter

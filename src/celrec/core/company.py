@@ -6,6 +6,8 @@ other tables, end to end, an entity has a company of its own, around which its s
 
     v_j ~ N(v_bar + f_e, S_w)       f_e ~ N(0, S_b)       mean of x_e  =  c + W f_e
 
+Samples that did not happen, negatives drawn for data that hold positives only, are no company.
+
 The v_j are the means of posteriors, as they would be without sample j: what e itself has told them
 is no news of e. f_e is guessed. A few samples are mostly chance, and the guess stays near 0 then:
 

@@ -42,10 +42,13 @@ from celrec.core.company import Company, expected_vectors
 from celrec.core.offsets import LARGEST_LEVEL
 from celrec.core.recording import PerSampleLoss, PosteriorProbe, SampleLoss, SampleOf, attached
 from celrec.core.statistics import SampleEntityPairs, sample_entity_pairs
-from celrec.errors import ArgumentError, LossError, check_count, check_number
+from celrec.errors import ArgumentError, LossError, SampleError, check_count, check_number
 
 if TYPE_CHECKING:
     from celrec.core.embedding import ClusteredTable
+
+IsObserved = Callable[[Any], Tensor]
+"""batch -> bool (B,): the samples that happened; others were drawn to stand for what did not."""
 
 
 @dataclass(frozen=True)
@@ -324,6 +327,8 @@ class PersonalFit:
     parameters, optimizer : what else learns meanwhile, by the mean loss, where the optimizer holds
         it; None: nothing
     sample_of : as in ClusterOptimizer
+    is_observed : batch -> bool (B,), the samples that happened; others, such as drawn negatives,
+        are no company; None: all happened
     """
 
     def __init__(
@@ -334,6 +339,7 @@ class PersonalFit:
         rule: PersonalRule,
         sample_of: Mapping[str, SampleOf],
         generator: torch.Generator,
+        is_observed: IsObserved | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         parameters: Sequence[Tensor] = (),
     ) -> None:
@@ -342,6 +348,7 @@ class PersonalFit:
         self.rule = rule
         self.sample_of = sample_of
         self.generator = generator
+        self.is_observed = is_observed
         self.optimizer = optimizer
         groups = [] if optimizer is None else optimizer.param_groups
         held = {id(parameter) for group in groups for parameter in group["params"]}
@@ -399,9 +406,10 @@ class PersonalFit:
                 stack.enter_context(attached(posterior.table, probes[name]))
             samples = stack.enter_context(loss.new_pass())
             for batch in samples:
+                num_before = samples.num_samples
                 pairs = self._learn(batch, samples, probes, trains_others=rate > 0)
                 if refit_prior:
-                    self._meet(pairs)
+                    self._meet(pairs, self._observed(batch, samples.num_samples - num_before))
                 elif rate == 0:
                     self._tell_twins(pairs)
         for name, posterior in self.posteriors.items():
@@ -458,7 +466,19 @@ class PersonalFit:
                 if not torch.equal(of_name.entities, of_other.entities):
                     self.twins[name].discard(other)
 
-    def _meet(self, pairs: Mapping[str, SampleEntityPairs]) -> None:
+    def _observed(self, batch: Any, num_samples: int) -> Tensor | None:
+        """Which samples of a batch are company, bool (B,); None for all."""
+        if self.is_observed is None:
+            return None
+        observed = self.is_observed(batch)
+        if observed.dtype != torch.bool or observed.shape != (num_samples,):
+            raise SampleError(
+                f"is_observed gave {observed.dtype} of shape {tuple(observed.shape)}; wanted "
+                f"torch.bool of shape ({num_samples},), one for each sample"
+            )
+        return observed
+
+    def _meet(self, pairs: Mapping[str, SampleEntityPairs], observed: Tensor | None) -> None:
         """Tell each entity of a batch what its samples look up in the other tables.
 
         That is, vectors as they would be without that sample. Else an entity's own labels, which
@@ -475,8 +495,12 @@ class PersonalFit:
         for name, one in pairs.items():
             others = [looked_up[other] for other in self._company_of(name)]
             if others:
-                company = torch.cat(others, 1).index_select(0, one.samples)
-                self.posteriors[name].meet(one.entities, company)
+                entities, samples = one.entities, one.samples
+                if observed is not None:
+                    counts = observed[samples]
+                    entities, samples = entities[counts], samples[counts]
+                company = torch.cat(others, 1).index_select(0, samples)
+                self.posteriors[name].meet(entities, company)
 
 
 def _standard_normal(num_draws: int, like: Tensor, generator: torch.Generator) -> Tensor:

@@ -27,6 +27,8 @@ class Interactions:
     timestamp : int64 or float64 (n,), or None: seconds since 1970 UTC, or any other running number
     item_titles : one title per item, in the order of dense ids, or None
     name : what reports call these data
+    has_drawn_negatives : whether rows with label 0 never happened, but were drawn by
+        `sample_negatives`; they count for nobody then
     raises : DataError for no rows, arrays of different lengths, or a label or time that is not
         finite; EntityIdError for an id outside its vocabulary; DtypeError for ids that are no
         integers. Each names the row, counted from 0.
@@ -49,6 +51,7 @@ class Interactions:
     timestamp: np.ndarray | None = None
     item_titles: tuple[str, ...] | None = None
     name: str = "interactions"
+    has_drawn_negatives: bool = False
 
     def __post_init__(self) -> None:
         num_rows = len(np.asarray(self.user))
@@ -98,12 +101,15 @@ class Interactions:
         return len(self) / (self.num_users * self.num_items)
 
     def user_counts(self) -> np.ndarray:
-        """The number of interactions of every user, int64 (num_users,)."""
-        return np.bincount(self.user, minlength=self.num_users)
+        """The number of interactions of every user, int64 (num_users,); drawn ones are none."""
+        return np.bincount(self._observed(self.user), minlength=self.num_users)
 
     def item_counts(self) -> np.ndarray:
-        """The number of interactions of every item, int64 (num_items,)."""
-        return np.bincount(self.item, minlength=self.num_items)
+        """The number of interactions of every item, int64 (num_items,); drawn ones are none."""
+        return np.bincount(self._observed(self.item), minlength=self.num_items)
+
+    def _observed(self, ids: np.ndarray) -> np.ndarray:
+        return ids[self.label > 0] if self.has_drawn_negatives else ids
 
     def take(self, index: np.ndarray | list[int]) -> Interactions:
         """Some of the rows, in the order asked for, with the same vocabularies and titles.
@@ -133,7 +139,7 @@ class Interactions:
     def fingerprint(self) -> str:
         """sha256 (hex) of rows and vocabularies: equal on every platform for equal data.
 
-        The order of rows counts; name and titles do not.
+        The order of rows counts; name, titles and what is said of negatives do not.
         """
         digest = hashlib.sha256()
         for field, stored_as in (("user", "<i8"), ("item", "<i8"), ("label", "<f4")):

@@ -30,7 +30,7 @@ def sample_negatives(
     known : more interactions of the same vocabularies whose pairs must not be drawn (for example
         all data, when `interactions` is their train set). Every pair counts, whatever its label.
     returns : (1 + m) n rows: each interaction with label 1, then its negatives with label 0, the
-        same user and the same time
+        same user and the same time; `has_drawn_negatives` says so
     raises : DataError if a user has no item left to draw; the message names the user
 
     Exact, without rejection: known items are cut out of the line of cumulated weights, a point is
@@ -77,6 +77,7 @@ def sample_negatives(
         timestamp=(
             None if interactions.timestamp is None else np.repeat(interactions.timestamp, m + 1)
         ),
+        has_drawn_negatives=True,
     )
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -375,6 +375,7 @@ class Trainer:
             prediction = predict_ids(self.model, samples.user, samples.item)
             self.objective.calibrate(prediction, samples.label)
         passes = _Passes(samples, self.seed, self.options)
+        is_observed = _has_positive_label if samples.has_drawn_negatives else None
         rule, num_done = options.personal_rule, 0
         num_passes = rule.num_passes if options.is_personal else 1
         self.progress.on_encoding(num_done, num_passes)
@@ -387,11 +388,17 @@ class Trainer:
 
         if options.bytes_per_entity is not None:
             return clusters.encode(
-                passes, options.bytes_per_entity, rule=rule, after_pass=after_pass
+                passes,
+                options.bytes_per_entity,
+                rule=rule,
+                is_observed=is_observed,
+                after_pass=after_pass,
             )
         events = clusters.blend(samples.batches(self.options.round_batch_size), options.blend)
         if options.personal:
-            events += clusters.personalize(passes, rule=rule, after_pass=after_pass)
+            events += clusters.personalize(
+                passes, rule=rule, is_observed=is_observed, after_pass=after_pass
+            )
         return events
 
     def _per_sample_loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -605,11 +612,13 @@ class _Samples:
     """Interactions as tensors on the training device.
 
     user, item : int64 (n,)      label : float32 (n,)
+    has_drawn_negatives : whether samples with label 0 never happened
     """
 
     user: Tensor
     item: Tensor
     label: Tensor
+    has_drawn_negatives: bool
 
     @staticmethod
     def of(interactions: Interactions, device: torch.device) -> _Samples:
@@ -617,6 +626,7 @@ class _Samples:
             torch.tensor(interactions.user, device=device),
             torch.tensor(interactions.item, device=device),
             torch.tensor(interactions.label, device=device),
+            interactions.has_drawn_negatives,
         )
 
     def shuffled(self, seed: int, epoch: int) -> _Samples:
@@ -624,12 +634,17 @@ class _Samples:
         (mixed,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(mixed >> 1))  # it takes 63 bits
         order = torch.randperm(len(self.label), generator=generator).to(self.label.device)
-        return _Samples(self.user[order], self.item[order], self.label[order])
+        return replace(self, user=self.user[order], item=self.item[order], label=self.label[order])
 
     def batches(self, batch_size: int) -> list[_Batch]:
         """The samples in batches; these are views and copy nothing."""
         parts = (part.split(batch_size) for part in (self.user, self.item, self.label))
         return list(zip(*parts, strict=True))
+
+
+def _has_positive_label(batch: _Batch) -> Tensor:
+    _, _, label = batch
+    return label > 0
 
 
 class _Passes:
