@@ -74,7 +74,7 @@ class PersonalRule:
     looseness : > 0, that prior's variance in every direction, in units of the largest variance of
         the blends in any
     rate : in (0, 1], share of a Newton step that the first epochs take
-    last_rate : in (0, 1], the same of the last; it falls geometrically after the first third
+    last_rate : in (0, 1], the same of the last; it falls geometrically in the last third
     max_step : > 0, longest step, in root mean square standard deviations of the prior
     memory : in [0, 1], what the Fisher information keeps of the pass before
     acceleration : >= 1, largest power to which a change of the prior is raised: EM takes small
@@ -113,11 +113,11 @@ class PersonalRule:
         """The rate of an epoch, counted from 0.
 
         >>> rule = PersonalRule(epochs=13, rate=0.4, last_rate=0.1)
-        >>> [round(rule.rate_in(epoch), 2) for epoch in (0, 4, 8, 12)]
+        >>> [round(rule.rate_in(epoch), 2) for epoch in (0, 8, 10, 12)]
         [0.4, 0.4, 0.2, 0.1]
         """
         share = epoch / max(1, self.epochs - 1)
-        return self.rate * (self.last_rate / self.rate) ** max(0.0, 1.5 * share - 0.5)
+        return self.rate * (self.last_rate / self.rate) ** max(0.0, 3 * share - 2)
 
 
 class Spread:
