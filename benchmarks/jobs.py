@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from celrec.experiments import jobs
@@ -17,3 +18,8 @@ class Jobs(jobs.Jobs):
 
     def __init__(self, out: Path, processes: int) -> None:
         super().__init__(out, processes, commit=current_commit())
+
+    def check(self) -> None:
+        """End the command, with what went wrong, if any job failed."""
+        if self.failures:
+            raise SystemExit("failed: " + json.dumps(self.failures, indent=1))

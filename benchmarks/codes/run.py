@@ -14,7 +14,6 @@ and timestamp where there is one); without it their protocols are left out. Movi
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from time import perf_counter
@@ -171,8 +170,7 @@ def main() -> None:
         results = get(final)
         blocks.append(Block(name, protocol, choices, full, ours, results, jobs.commits(final)))
     write_results(blocks, options.out)
-    if jobs.failures:
-        raise SystemExit(f"failed: {json.dumps(jobs.failures, indent=1)}")
+    jobs.check()
 
 
 if __name__ == "__main__":

@@ -671,8 +671,7 @@ def main() -> None:
     chosen = {name: set(choice_full(jobs, name).values()) for name in options.only}
     jobs.run(full_jobs(options.out, chosen, SEEDS[1:]))
     write_report(jobs)
-    if jobs.failures:
-        raise SystemExit(f"failed: {jobs.failures}")
+    jobs.check()
 
 
 def full_jobs(

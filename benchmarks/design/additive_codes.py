@@ -135,8 +135,7 @@ def main() -> None:
     }  # fmt: skip
     jobs = Jobs(options.out, options.processes)
     results = jobs.run(work)
-    if jobs.failures:
-        raise SystemExit(f"failed: {jobs.failures}")
+    jobs.check()
     by_codes: dict[str, list[list[float]]] = {}
     for result in results.values():
         for codes, figures in result.items():

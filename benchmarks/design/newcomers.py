@@ -82,8 +82,7 @@ def main() -> None:
     }
     jobs = Jobs(options.out, options.processes)
     results = jobs.run(work)
-    if jobs.failures:
-        raise SystemExit(f"failed: {jobs.failures}")
+    jobs.check()
     tables = []
     for stream, first in FIRST.items():
         title = stream if first is None else f"{stream}, first {first:,}"

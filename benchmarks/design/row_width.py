@@ -71,8 +71,7 @@ def main() -> None:
     }
     jobs = Jobs(options.out, options.processes)
     results = jobs.run(work)
-    if jobs.failures:
-        raise SystemExit(f"failed: {jobs.failures}")
+    jobs.check()
     figures = {
         cell: [results["-".join(map(str, (*cell, seed)))] for seed in SEEDS] for cell in cells
     }

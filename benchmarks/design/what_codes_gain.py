@@ -141,8 +141,7 @@ def main() -> None:
     }
     jobs = Jobs(options.out, options.processes)
     results = jobs.run(work)
-    if jobs.failures:
-        raise SystemExit(f"failed: {jobs.failures}")
+    jobs.check()
     lines = []
     for variant, remark in VARIANTS.items():
         cells = []

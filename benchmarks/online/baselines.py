@@ -260,8 +260,7 @@ def main() -> None:
     text = summary(results, size)
     (options.out / f"summary-{size}.md").write_text(text, encoding="utf-8")
     print(text)
-    if jobs.failures:
-        raise SystemExit(f"failed: {jobs.failures}")
+    jobs.check()
 
 
 if __name__ == "__main__":

@@ -145,8 +145,7 @@ def main() -> None:
     }
     results = run(final)
     PAGE.write_text(page(results, ", ".join(jobs.commits(final))), encoding="utf-8")
-    if jobs.failures:
-        raise SystemExit(f"failed: {jobs.failures}")
+    jobs.check()
 
 
 def best_rate(kind: str, tried: dict[str, Any]) -> float | None:

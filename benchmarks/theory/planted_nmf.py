@@ -35,8 +35,7 @@ def main() -> None:
     work = {setting.name: Job(measure, (setting,)) for setting in order}
     jobs = Jobs(options.out, options.processes)
     write_page(jobs.kept(work) if options.report_only else jobs.run(work))
-    if jobs.failures:
-        raise SystemExit(f"failed: {jobs.failures}")
+    jobs.check()
 
 
 if __name__ == "__main__":
