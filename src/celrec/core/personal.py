@@ -406,10 +406,9 @@ class PersonalFit:
                 stack.enter_context(attached(posterior.table, probes[name]))
             samples = stack.enter_context(loss.new_pass())
             for batch in samples:
-                num_before = samples.num_samples
-                pairs = self._learn(batch, samples, probes, trains_others=rate > 0)
+                num_samples, pairs = self._learn(batch, samples, probes, trains_others=rate > 0)
                 if refit_prior:
-                    self._meet(pairs, self._observed(batch, samples.num_samples - num_before))
+                    self._meet(pairs, num_samples, self._observed(batch, num_samples))
                 elif rate == 0:
                     self._tell_twins(pairs)
         for name, posterior in self.posteriors.items():
@@ -433,7 +432,8 @@ class PersonalFit:
         probes: Mapping[str, PosteriorProbe],
         *,
         trains_others: bool,
-    ) -> dict[str, SampleEntityPairs]:
+    ) -> tuple[int, dict[str, SampleEntityPairs]]:
+        """Learn from a batch; returns how many samples it has, and what they look up."""
         with torch.enable_grad():
             losses = samples.losses(batch)
             look_ups = {name: probe.take() for name, probe in probes.items()}
@@ -454,7 +454,7 @@ class PersonalFit:
                 parameter.grad = None if gradient is None else gradient / len(losses)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return pairs
+        return len(losses), pairs
 
     def _company_of(self, name: str) -> list[str]:
         return [other for other in self.posteriors if other not in self.twins[name]]
@@ -478,13 +478,14 @@ class PersonalFit:
             )
         return observed
 
-    def _meet(self, pairs: Mapping[str, SampleEntityPairs], observed: Tensor | None) -> None:
+    def _meet(
+        self, pairs: Mapping[str, SampleEntityPairs], num_samples: int, observed: Tensor | None
+    ) -> None:
         """Tell each entity of a batch what its samples look up in the other tables.
 
         That is, vectors as they would be without that sample. Else an entity's own labels, which
         moved these vectors, would be counted twice: by the prior, and by its posterior.
         """
-        num_samples = 1 + max((int(one.samples.max()) for one in pairs.values()), default=-1)
         looked_up = {}
         for name, posterior in self.posteriors.items():
             looked_up[name] = posterior.mean.new_zeros(num_samples, posterior.width)
